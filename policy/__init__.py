@@ -1,0 +1,1 @@
+"""From an observation to an action. Knows nothing of sockets or simulators."""
