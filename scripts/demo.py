@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""The whole loop on this machine: a policy server and a LIBERO client, two processes joined by ZeroMQ, camera frames only.
+
+Starts `scripts/serve_policy.py` with the policy in the box, drives `scripts/eval_episodes.py` against it on two benchmark
+tasks, and names the videos and the result file it wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINT = ROOT / "policy" / "pretrained" / "libero"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", default=str(CHECKPOINT), help="directory or hub id (default: the policy in the box)")
+    parser.add_argument("--suites", nargs="+", default=["libero_object", "libero_spatial"])
+    parser.add_argument("--tasks", default="0", help="task numbers of each suite, e.g. 0,3-5")
+    parser.add_argument("--initial-states", default="0-2", help="official initial states of each task")
+    parser.add_argument("--output", type=Path, default=None, help="folder for results and videos")
+    arguments = parser.parse_args()
+    output = arguments.output or ROOT / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
+    output.mkdir(parents=True, exist_ok=True)
+
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
+    log = output / "server.log"
+    print(f"policy server: {arguments.checkpoint} at {endpoint} (log: {log})", flush=True)
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [sys.executable, str(ROOT / "scripts" / "serve_policy.py"), "--checkpoint", arguments.checkpoint, "--bind", endpoint],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            evaluation = [sys.executable, str(ROOT / "scripts" / "eval_episodes.py"), "--endpoint", endpoint]
+            evaluation += ["--suites", *arguments.suites, "--tasks", arguments.tasks]
+            evaluation += ["--initial-states", arguments.initial_states, "--workers", "1"]
+            evaluation += ["--output", str(output / "episodes.jsonl"), "--video", str(output / "videos")]
+            code = subprocess.call(evaluation)
+            if server.poll() is not None:
+                print(f"the policy server stopped with exit code {server.returncode}:\n{log.read_text()[-2000:]}", file=sys.stderr)
+                return 1
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+    print(f"\nresults: {output / 'episodes.jsonl'}")
+    for video in sorted((output / "videos").glob("*.mp4")):
+        print(f"video:   {video}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
