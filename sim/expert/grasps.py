@@ -1,0 +1,107 @@
+"""Where to take hold of things: from above around the middle, or at the rim of a bowl.
+
+A grasp is a function of the present state, so it follows an object that was pushed.
+Knows the shape of the Panda's gripper; knows nothing of how the hand gets there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.rotations import HAND_DOWN, about_x, about_z
+from sim.expert.servo import above
+from sim.expert.state import SimulatorState
+
+# The open gripper as three boxes, two fingers and the palm, in the grip frame (x: the fingers' travel, z: the tool).
+_GRIPPER_LOW = np.array([[-0.0651, -0.0105, -0.2], [0.0386, -0.0105, -0.2], [-0.104, -0.0316, -0.2]])
+_GRIPPER_HIGH = np.array([[-0.0386, 0.0105, 0.0092], [0.0651, 0.0105, 0.0092], [0.104, 0.0316, -0.031]])
+_CLEAR = 0.006  # beyond this separation more room buys nothing
+
+BOWL_RIM_HEIGHT = 0.0525  # of the rim above the bowl's origin
+
+
+@dataclass(frozen=True, slots=True)
+class Grasp:
+    """A pose of the grip site: position `[3]` and axes `[3, 3]`."""
+
+    position: np.ndarray
+    rotation: np.ndarray
+
+
+GraspRule = Callable[[SimulatorState], Grasp]
+
+
+@dataclass(frozen=True, slots=True)
+class TopGrasp:
+    """Straight from above around the middle of an object, the fingers closing along world y.
+
+    depth: how far below the object's top the grip site goes. floor: height the grip site never goes below.
+    slide: shift from the middle along world x, for objects whose neighbours stand in the palm's way.
+    """
+
+    name: str
+    depth: float
+    floor: float
+    slide: float = 0.0
+
+    def __call__(self, state: SimulatorState) -> Grasp:
+        low, high = state.bounds(self.name)
+        x, y = (low[:2] + high[:2]) / 2
+        # The fingertips reach 9 mm below the grip site: 12 mm above the object's bottom keeps them off its support.
+        height = max(high[2] - self.depth, self.floor, low[2] + 0.012)
+        return Grasp(np.array([x + self.slide, y, height]), HAND_DOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class RimGrasp:
+    """One finger inside a bowl and one outside.
+
+    direction: world angle (radians) from the bowl's middle to the point of the rim, which is also the fingers' axis.
+    radius, depth: of the grip site from the bowl's axis and below the rim. tilt: of the hand about the fingers' axis.
+    """
+
+    name: str
+    direction: float = np.pi / 2
+    radius: float = 0.043
+    depth: float = 0.014
+    tilt: float = 0.0
+
+    def __call__(self, state: SimulatorState) -> Grasp:
+        axis = state.rotation(self.name)[:, 2]
+        outward = np.array([np.cos(self.direction), np.sin(self.direction), 0.0])
+        # Into the plane of the rim, which is tilted where the bowl rests on another dish.
+        outward -= axis * (axis @ outward)
+        outward /= np.linalg.norm(outward)
+        rim = state.position(self.name) + axis * BOWL_RIM_HEIGHT + outward * self.radius
+        turned = about_z(self.direction - np.pi / 2) @ about_x(-self.tilt) @ HAND_DOWN
+        return Grasp(above(rim, -self.depth), turned)
+
+
+def clearance(state: SimulatorState, name: str, grasp: Grasp) -> float:
+    """Least separation in metres between the open gripper at `grasp` and any box of any other object, at most `_CLEAR`.
+
+    Separation is the largest gap along the three axes of the grip frame: a lower bound, exact for aligned boxes.
+    """
+    least = _CLEAR
+    for other in state.objects:
+        corners = state.corners(other)
+        if other == name or not len(corners):
+            continue
+        local = (corners - grasp.position) @ grasp.rotation
+        low, high = local.min(1)[:, None], local.max(1)[:, None]
+        separation = np.maximum(low - _GRIPPER_HIGH, _GRIPPER_LOW - high).max(2)  # [boxes, gripper parts]
+        least = min(least, float(separation.min()))
+    return least
+
+
+def clear_top_grasp(state: SimulatorState, name: str, depth: float, floor: float) -> TopGrasp:
+    """The top grasp nearest to the object's middle at which palm and fingers clear the neighbours best."""
+    low, high = state.bounds(name)
+    furthest = max((high[0] - low[0]) / 2 - 0.014, 0.0)  # both fingers stay on the object
+    shifts = [s for s in (0.0, 0.008, -0.008, 0.014, -0.014, 0.02, -0.02, 0.026, -0.026) if abs(s) <= furthest]
+    grasps = [TopGrasp(name, depth, floor, shift) for shift in shifts]
+    # max() keeps the first of equals, which is the one nearest to the middle; 0.1 mm is no reason to move.
+    return max(grasps, key=lambda grasp: round(clearance(state, name, grasp(state)), 4))

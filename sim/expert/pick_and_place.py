@@ -1,0 +1,151 @@
+"""Pick something up and put it somewhere, as a function of the simulator's present state.
+
+There is no timer and no memory of the phase: whoever disturbs the arm, the next decision fits the state they left.
+The only hysteresis is physical, in the gap between the fingers.
+Knows how to approach, close, lift, carry and let go; the grasp and the placement are given as rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.grasps import Grasp, GraspRule
+from sim.expert.placement import Placement, PlacementRule
+from sim.expert.rotations import angle_between, nearest_symmetric
+from sim.expert.servo import (
+    CLOSE,
+    CRUISE,
+    GAIN,
+    METRES_PER_STEP,
+    OPEN,
+    Decision,
+    above,
+    lean_back,
+    ramp,
+    servo,
+    unit_clip,
+)
+from sim.expert.state import SimulatorState
+
+HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
+CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close inside this zone
+KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
+FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
+FULLY_ALIGNED = 0.15  # beyond this angle stay at hover height
+APPROACH_SPEED, LIFT_SPEED, LOWER_SPEED = 0.9, 0.12, 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Approach:
+    """How the open hand comes to a grasp. Lengths are metres.
+
+    hover: height above the grasp at which the hand is moved sideways when near.
+    safe_height: world height for the way there from afar.
+    open_gap: fingers narrower than this are opened before the hand goes down.
+    empty_gap: fingers at most this far apart hold nothing and are opened again.
+    lean: tip the hand back where the arm reaches far.
+    turn_at: the point above which to turn the hand first while it is misaligned by more than `turn_beyond` radians.
+    max_turn: cap on the rotation while reaching, in action units.
+    """
+
+    hover: float
+    safe_height: float
+    open_gap: float = 0.07
+    empty_gap: float = 0.004
+    lean: bool = False
+    turn_at: Callable[[SimulatorState], np.ndarray] | None = None
+    turn_beyond: float = 0.35
+    max_turn: float = 0.5
+
+
+class PickAndPlace:
+    """Bring the object called `name` from wherever it is to where `placement` wants it.
+
+    Made for one episode: it remembers the height of the first grasp, above which a held object counts as lifted.
+    """
+
+    def __init__(
+        self, state: SimulatorState, name: str, grasp: GraspRule, placement: PlacementRule, approach: Approach
+    ) -> None:
+        self.name, self.grasp, self.placement, self.approach = name, grasp, placement, approach
+        self._geoms = state.geoms_of_object(name)
+        self._first_grasp_height = float(grasp(state).position[2])
+
+    def __call__(self, state: SimulatorState) -> Decision:
+        grasp = self.grasp(state)
+        rotation = nearest_symmetric(grasp.rotation, state.hand_rotation)
+        if self.approach.lean:
+            rotation = lean_back(state, rotation)
+        grasp = Grasp(grasp.position, rotation)
+        first, second = state.finger_contacts(self._geoms)
+        if state.succeeded():
+            return self._leave(state, grasp, free=not (first or second) and state.finger_gap >= 0.05)
+        placement = self.placement(state)
+        if first and second and np.linalg.norm(state.hand_position - grasp.position) < HELD_WITHIN:
+            return self._carry(state, grasp, placement)
+        if placement.above_goal and state.finger_gap > self.approach.empty_gap:
+            action = servo(state, above(state.hand_position, 0.02), grasp.rotation, OPEN, planar=0.1)
+            return Decision(action, "released")
+        return self._reach(state, grasp)
+
+    def _leave(self, state: SimulatorState, grasp: Grasp, *, free: bool) -> Decision:
+        target = above(state.hand_position, 0.05 if free else 0.0)
+        return Decision(servo(state, target, grasp.rotation, OPEN, vertical=0.5), "done")
+
+    def _carry(self, state: SimulatorState, grasp: Grasp, placement: Placement) -> Decision:
+        hand = state.hand_position
+        offset, distance = placement.offset, float(np.hypot(*placement.offset))
+        radii = (placement.near, placement.far)
+        height = ramp(distance, radii, (placement.release_height, placement.travel_height))
+        # Horizontal speed only as far as the height permits; 2 cm of slack keep the hand from stopping at the top.
+        least = ramp(distance, radii, (placement.release_height, placement.travel_height - 0.02))
+        planar = unit_clip(1.0 - (least - hand[2]) / placement.blend) if hand[2] < least else 1.0
+        release = distance < placement.release_radius and hand[2] - placement.release_height < placement.release_margin
+        if placement.detour is not None:
+            offset, height, planar = placement.detour.offset, placement.detour.height, placement.detour.planar
+            release = False
+        # The lift starts softly instead of waiting for the grip to firm up.
+        lifted = hand[2] - self._first_grasp_height
+        speed = min(unit_clip(LIFT_SPEED + lifted / 0.03, LIFT_SPEED), CRUISE) if height > hand[2] else LOWER_SPEED
+        phase = "release" if release else "lift" if planar < 0.5 else "place" if distance < placement.near else "carry"
+        target = np.array([hand[0] + offset[0], hand[1] + offset[1], height])
+        gripper = OPEN if release else CLOSE
+        action = servo(state, target, grasp.rotation, gripper, gain=GAIN, planar=CRUISE * planar + 1e-6, vertical=speed)
+        return Decision(action, phase)
+
+    def _reach(self, state: SimulatorState, grasp: Grasp) -> Decision:
+        approach, hand, gap = self.approach, state.hand_position, state.finger_gap
+        away = -grasp.rotation[:, 2]  # from the object back along the tool
+        along = float((hand - grasp.position) @ away)
+        sideways = hand - grasp.position - along * away
+        lateral = float(np.linalg.norm(sideways))
+        angle = angle_between(grasp.rotation, state.hand_rotation)
+        near = lateral < KEEP_CLOSING and abs(along) < KEEP_CLOSING
+        ready = lateral < CLOSE_LATERAL and abs(along) < CLOSE_ALONG and angle < CLOSE_ANGLE
+        if gap > approach.empty_gap and (ready or (near and gap < FINGERS_MOVING)):
+            action = servo(state, grasp.position, grasp.rotation, CLOSE, planar=0.3, vertical=0.3)
+            return Decision(action, "close")
+        if approach.turn_at is not None and angle > approach.turn_beyond:
+            action = servo(state, approach.turn_at(state), grasp.rotation, OPEN, gain=GAIN, turn=0.8)
+            return Decision(action, "turn")
+
+        # A funnel along the tool: the height above the grasp is a function of the lateral error.
+        safe = max(approach.hover, approach.safe_height - grasp.position[2])
+        height = ramp(lateral, (CLOSE_LATERAL, CLOSE_LATERAL + 0.02, 0.10), (0.0, approach.hover, safe))
+        if angle > FULLY_ALIGNED or (gap < approach.open_gap and not near):
+            height = max(height, approach.hover)
+        if lateral > 0.7 * CLOSE_LATERAL and state.gripper_touches_other(self.name):
+            height = max(height, along + 0.03)
+        # No sideways sweep below the funnel.
+        planar = unit_clip(1.0 - (height - 0.015 - along) / 0.04) if along < height - 0.015 else 1.0
+        correction = -sideways * planar
+        cap = (CRUISE * planar + 1e-6) * METRES_PER_STEP / GAIN
+        correction *= min(1.0, cap / max(float(np.linalg.norm(correction)), 1e-9))
+        limit = APPROACH_SPEED * METRES_PER_STEP / GAIN
+        descent = away * np.clip(height - along, -limit, limit)
+        target = hand + correction + descent
+        action = servo(state, target, grasp.rotation, OPEN, gain=GAIN, vertical=APPROACH_SPEED, turn=approach.max_turn)
+        return Decision(action, "reach")

@@ -1,0 +1,134 @@
+"""Which skill solves which task, told from the goal predicate of the task's definition rather than from its wording.
+
+Covers libero_object, libero_spatial and libero_goal, and variants of them that keep the scene's objects and goals.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from sim.expert.bowl_and_drawer import BowlIntoDrawer, SlideOutOfDrawer
+from sim.expert.drawer import Drawer
+from sim.expert.grasps import RimGrasp, TopGrasp, clear_top_grasp
+from sim.expert.knob import Knob
+from sim.expert.pick_and_place import Approach, PickAndPlace
+from sim.expert.placement import DropIntoBasket, PlaceOn
+from sim.expert.plate import SlidePlate
+from sim.expert.servo import Decision, above
+from sim.expert.state import SimulatorState
+
+TABLE = 0.9  # height of the table top
+CABINET_TOP = 1.127
+_ON_CABINET = "wooden_cabinet_1_top_side"
+_IN_DRAWER = "wooden_cabinet_1_top_region"
+_ON_STOVE = "flat_stove_1_cook_region"
+_ON_RACK = "wine_rack_1_top_region"
+_BOWL_APPROACH = Approach(hover=0.07, safe_height=1.06, empty_gap=0.0006, lean=True)
+
+
+class Skill(Protocol):
+    """From the simulator's state to a decision, with no memory between calls that the decision depends on."""
+
+    def __call__(self, state: SimulatorState) -> Decision: ...
+
+
+def skill_for(state: SimulatorState) -> Skill:
+    """The skill for the scene's task; ValueError for a task that no recipe covers."""
+    match state.goal:
+        case ("open", region) if region.startswith("wooden_cabinet_1_"):
+            return Drawer(state, region.split("_")[-2], lift=0.003)
+        case ("turnon", stove):
+            return Knob(state, stove)
+        case ("in", name, basket) if basket == "basket_1_contain_region":
+            return _into_basket(state, name, basket)
+        case ("in", name, region) if region == _IN_DRAWER and _is_bowl(name):
+            return BowlIntoDrawer(state, name)
+        case ("on", "plate_1", "main_table_stove_front_region" as region):
+            return SlidePlate(state, "plate_1", region)
+        case ("on", name, target) if _is_bowl(name):
+            return _bowl_onto(state, name, target)
+        case ("on", "wine_bottle_1" as name, target):
+            return _bottle_onto(state, name, target)
+        case ("on", "cream_cheese_1" as name, target) if _is_bowl(target):
+            return _cheese_into_bowl(state, name, target)
+    raise _no_recipe(state)
+
+
+def _is_bowl(name: str) -> bool:
+    return name.startswith("akita_black_bowl_")
+
+
+def _no_recipe(state: SimulatorState) -> ValueError:
+    goal = " ".join(state.goal)
+    covered = "libero_object, libero_spatial and libero_goal"
+    return ValueError(f"no recipe for the goal ({goal}); the expert covers the tasks of {covered}")
+
+
+def _into_basket(state: SimulatorState, name: str, basket: str) -> Skill:
+    grasp = clear_top_grasp(state, name, depth=0.030, floor=0.012)
+    return PickAndPlace(state, name, grasp, DropIntoBasket(name, basket), Approach(hover=0.065, safe_height=0.19))
+
+
+def _bowl_onto(state: SimulatorState, name: str, target: str) -> Skill:
+    if target == "plate_1":
+        return _bowl_onto_plate(state, name, target)
+    grasp = RimGrasp(name)
+    if target == _ON_STOVE:
+        over_stove = np.array([*state.position(target)[:2], TABLE + 0.03])
+        placement = PlaceOn(name, lambda now: over_stove, travel=TABLE + 0.07)
+    elif target == _ON_CABINET:
+        x, y, _ = state.position(target)
+        over_cabinet = np.array([x, y + 0.02, CABINET_TOP + 0.001])  # not so far that the arm locks straight
+        placement = PlaceOn(name, lambda now: over_cabinet, CABINET_TOP + 0.03, far=0.10, blend=0.05)
+    else:
+        raise _no_recipe(state)
+    return PickAndPlace(state, name, grasp, placement, _BOWL_APPROACH)
+
+
+def _bowl_onto_plate(state: SimulatorState, name: str, plate: str) -> Skill:
+    def over_plate(now: SimulatorState) -> np.ndarray:
+        return above(now.position(plate), 0.003)
+
+    travel = TABLE + 0.065
+    start = state.start_of(name)
+    if start == _IN_DRAWER:
+        # Turned and further in, so that the outer finger misses the drawer's wall.
+        grasp = RimGrasp(name, direction=2.2, radius=0.034, depth=0.012)
+        slide = SlideOutOfDrawer(state, name, grasp)
+        placement = PlaceOn(name, over_plate, travel, blend=0.03, high_start=(0.12, 0.20, 1.14), detour=slide)
+        approach = Approach(hover=0.07, safe_height=1.22, empty_gap=0.0006, lean=True)
+    elif start == _ON_CABINET:
+        grasp = RimGrasp(name)
+        placement = PlaceOn(name, over_plate, travel, high_start=(0.25, 0.33, 1.15))
+        approach = Approach(hover=0.07, safe_height=1.24, empty_gap=0.0006, lean=True)
+    else:
+        grasp = RimGrasp(name)
+        placement = PlaceOn(name, over_plate, travel)
+        approach = _BOWL_APPROACH
+    return PickAndPlace(state, name, grasp, placement, approach)
+
+
+def _bottle_onto(state: SimulatorState, name: str, target: str) -> Skill:
+    grasp = TopGrasp(name, depth=0.027, floor=TABLE + 0.012)  # at the neck
+    x, y, _ = state.position(target)
+    if target == _ON_CABINET:
+        goal = np.array([x, y + 0.03, CABINET_TOP + 0.001])
+        placement = PlaceOn(name, lambda now: goal, CABINET_TOP + 0.03, far=0.10, blend=0.05)
+    elif target == _ON_RACK:
+        # Upright onto the rack's near end: the goal holds as soon as the bottle touches.
+        goal = np.array([x, y - 0.02, 1.145])
+        placement = PlaceOn(name, lambda now: goal, travel=1.18, near=0.02, far=0.06, blend=0.04)
+    else:
+        raise _no_recipe(state)
+    return PickAndPlace(state, name, grasp, placement, Approach(hover=0.06, safe_height=1.09, open_gap=0.05))
+
+
+def _cheese_into_bowl(state: SimulatorState, name: str, bowl: str) -> Skill:
+    def into_bowl(now: SimulatorState) -> np.ndarray:
+        return above(now.position(bowl), 0.015)
+
+    grasp = TopGrasp(name, depth=0.03, floor=TABLE + 0.012)
+    placement = PlaceOn(name, into_bowl, travel=TABLE + 0.085, release_margin=0.01)
+    return PickAndPlace(state, name, grasp, placement, Approach(hover=0.06, safe_height=1.0))
