@@ -1,0 +1,202 @@
+"""LIBERO tasks as a Gymnasium environment.
+
+Knows how the official evaluation sets up an episode (`sim.protocol`) and how robosuite takes its pictures. Does not know
+policies: images come out as the simulator makes them (upside down) and actions go in as the simulator takes them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from sim import physics, rendering
+from sim.protocol import OFFICIAL, SETTLE_ACTION, Protocol
+from sim.suites import Task, find_task
+
+CAMERA = "agentview"
+CONTROL_HZ = 20
+# Object placement is rejection sampling that gives up at times; robosuite's own wrapper retries for ever.
+_PLACEMENT_ATTEMPTS = 100
+
+Observations = dict[str, np.ndarray]
+
+
+class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
+    """One LIBERO task.
+
+    Observation: `{"image": uint8 [R, R, 3]}`, the agentview camera as robosuite renders it, upside down; an empty dict with
+    `render=False`, which runs at the speed of the physics. Frames are taken at robosuite's moment, up to 4 ms of simulated time
+    before the step ends.
+    Action: float `[7]` in [-1, 1], clipped by the controller: dx, dy, dz (1 is 5 cm), rotation vector (1 is 0.5 rad), gripper
+    (-1 open, +1 close).
+    Reward is 1 on success, else 0. `terminated` means the task's predicate holds at this very step; `truncated` means the
+    step limit is reached (settle steps not counted). `info`: `success` (bool), `steps` (policy steps so far) and, after a reset,
+    `init_state` (its number, or None after a random reset).
+
+    task: number from 0. protocol: the official one unless a deviation is wanted.
+    Raises UnknownSuite, RenderingUnavailable, and ValueError for a bad action or initial state.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (Gymnasium's contract)
+
+    def __init__(self, suite: str, task: int, *, render: bool = True, protocol: Protocol = OFFICIAL) -> None:
+        self.task: Task = find_task(suite, task)
+        self.protocol = protocol
+        self.step_limit = protocol.step_limit or self.task.step_limit
+        self.rendered = render
+        self.render_mode = "rgb_array" if render else None
+        side = protocol.resolution
+        image = {"image": spaces.Box(0, 255, (side, side, 3), np.uint8)} if render else {}
+        self.observation_space = spaces.Dict(image)
+        self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float64)
+        self.steps = 0
+        self._initial_states = self.task.initial_states()
+        self._image: np.ndarray | None = None
+        self._frame_wanted = False
+        self._ready = False
+        self.simulator = self._build_simulator()
+        self.renderer = rendering.renderer_name() if render else "none"
+        # The GL context must go before the GL library shuts down, so registered after it and thus run before it.
+        atexit.register(_close_if_alive, weakref.ref(self))
+
+    @property
+    def instruction(self) -> str:
+        """What the robot is told."""
+        return self.task.instruction
+
+    @property
+    def initial_state_count(self) -> int:
+        """Number of official initial states of this task."""
+        return len(self._initial_states)
+
+    def state(self) -> np.ndarray:
+        """Simulator state, float64 `[1 + nq + nv]`: time, positions, velocities. Fixture poses are in the model, not here."""
+        return self.simulator.get_sim_state()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Starts an episode: an official initial state with `options={"init_state": i}`, else a random one.
+
+        A random reset with the same seed (0 to 2^32 - 1) gives the same scene; without a seed it draws the next one of the
+        environment's own random numbers. For official states the seed is the protocol's, whatever is given here.
+        """
+        super().reset(seed=seed)
+        number = (options or {}).get("init_state")
+        if unknown := set(options or {}) - {"init_state"}:
+            raise ValueError(f"unknown reset options {sorted(unknown)}; the only one is 'init_state'")
+        if number is None:
+            self._reset_simulator(int(self.np_random.integers(2**32)) if seed is None else seed)
+        else:
+            if not 0 <= number < self.initial_state_count:
+                last = self.initial_state_count - 1
+                raise ValueError(f"init_state {number} of {self.task.suite} task {self.task.number}: there are 0 to {last}")
+            self._reset_simulator(self.protocol.simulator_seed)
+            self.simulator.set_init_state(self._initial_states[number])
+        self._settle()
+        self.steps = 0
+        self._ready = True
+        return self._observations(), {"success": False, "steps": 0, "init_state": number}
+
+    def step(self, action: np.ndarray) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
+        """Runs one control period of 50 ms."""
+        if not self._ready:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        action = np.asarray(action, np.float64)
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise ValueError(f"action must be 7 finite numbers, got {action!r}")
+        success = self._advance(action, frame_wanted=self.rendered)
+        self.steps += 1
+        info = {"success": success, "steps": self.steps}
+        return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """The newest frame the right way up, uint8 `[R, R, 3]`; None with `render=False`."""
+        return None if self._image is None else np.ascontiguousarray(self._image[::-1, ::-1])
+
+    def close(self) -> None:
+        """Frees the simulator and its GL context; may be called twice."""
+        self._ready = False
+        if self.simulator is not None:
+            self.simulator.close()
+            self.simulator = None
+
+    def _build_simulator(self) -> Any:
+        control_environment = rendering.load_control_environment()
+        with _numpy_seed(self.protocol.simulator_seed):
+            simulator = _retry_placement(
+                lambda: control_environment(
+                    bddl_file_name=str(self.task.bddl_file),
+                    has_offscreen_renderer=self.rendered,
+                    use_camera_obs=False,
+                    ignore_done=True,
+                )
+            )
+        physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
+        return simulator
+
+    def _reset_simulator(self, seed: int) -> None:
+        with _numpy_seed(seed):
+            _retry_placement(self.simulator.env.reset)
+
+    def _settle(self) -> None:
+        count = self.protocol.settle_steps
+        for done in range(count):
+            self._advance(SETTLE_ACTION, frame_wanted=self.rendered and done == count - 1)
+        if count == 0 and self.rendered:
+            self._take_frame()
+
+    def _advance(self, action: np.ndarray, *, frame_wanted: bool) -> bool:
+        """One control step; True if the task is solved at its end."""
+        self._frame_wanted = frame_wanted
+        with physics.shared_forward_passes(self.simulator.sim):
+            _, _, solved, _ = self.simulator.step(action)
+        return bool(solved)
+
+    def _take_wanted_frame(self) -> None:
+        if self._frame_wanted:
+            self._frame_wanted = False
+            self._take_frame()
+
+    def _take_frame(self) -> None:
+        side = self.protocol.resolution
+        self._image = self.simulator.sim.render(width=side, height=side, camera_name=CAMERA)
+
+    def _observations(self) -> Observations:
+        return {} if self._image is None else {"image": self._image}
+
+
+class _numpy_seed:
+    """Seeds numpy's global generator, which robosuite samples from, and gives the caller's state back afterwards."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __enter__(self) -> None:
+        self._state = np.random.get_state()
+        np.random.seed(self._seed)
+
+    def __exit__(self, *_: object) -> None:
+        np.random.set_state(self._state)
+
+
+def _retry_placement(attempt: Any) -> Any:
+    from robosuite.utils.errors import RandomizationError
+
+    for _ in range(_PLACEMENT_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except RandomizationError:
+            continue
+    return attempt()
+
+
+def _close_if_alive(reference: weakref.ref[LiberoEnv]) -> None:
+    environment = reference()
+    if environment is not None:
+        environment.close()

@@ -1,0 +1,50 @@
+"""How an episode is set up: the official LIBERO evaluation protocol and what an experiment changes about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+# Sent while the scene settles: no motion, gripper open.
+SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+
+# The one deviation that is always there. OpenVLA's script seeds once per task, so where the fixtures stand (up to 2 cm) depends
+# on how many resets came before; here an episode is the same whether it runs alone, resumed or on another worker.
+SEEDED_EVERY_EPISODE = "simulator seeded before every episode (official: once per task)"
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """What happens before the policy's first step, and when an episode ends. The defaults are OpenVLA's LIBERO evaluation.
+
+    settle_steps: control steps of SETTLE_ACTION after the initial state is set; they do not count as policy steps.
+    simulator_seed: seed of the simulator before every reset to an official state. It matters although the state is given:
+        the poses of fixtures (cabinet, stove) are sampled by the reset and are not part of the state.
+    step_limit: policy steps until an episode is cut off; 0 for the suite's own limit.
+    resolution: side of the square camera frame in pixels.
+    """
+
+    settle_steps: int = 10
+    simulator_seed: int = 0
+    step_limit: int = 0
+    resolution: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.settle_steps <= 1000:
+            raise ValueError(f"settle_steps must be 0..1000, got {self.settle_steps}")
+        if not 0 <= self.simulator_seed < 2**32:
+            raise ValueError(f"simulator_seed must be 0..2^32-1, got {self.simulator_seed}")
+        if not 0 <= self.step_limit <= 100_000:
+            raise ValueError(f"step_limit must be 1..100000, or 0 for the suite's own limit; got {self.step_limit}")
+        if not 16 <= self.resolution <= 4096:
+            raise ValueError(f"resolution must be 16..4096 pixels, got {self.resolution}")
+
+    def deviations(self) -> tuple[str, ...]:
+        """Everything that differs from the original script, SEEDED_EVERY_EPISODE first, e.g. `settle_steps=0 (official: 10)`."""
+        pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        changed = (f"{name}={value} (official: {default})" for name, value, default in pairs if value != default)
+        return (SEEDED_EVERY_EPISODE, *changed)
+
+
+OFFICIAL = Protocol()
