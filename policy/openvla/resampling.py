@@ -20,7 +20,7 @@ HALF = np.float32(0.5)
 
 
 def lanczos_resize(image: np.ndarray, side: int) -> np.ndarray:
-    """Resize uint8 `[H, W, 3]` to `[side, side, 3]` with Lanczos-3, widened when shrinking; rounds half to even once."""
+    """Resize uint8 `[H, W, 3]` to `[side, side, 3]` with Lanczos-3, widened when shrinking; rounds half to even."""
     height, width, channels = image.shape
     rows = _weighted_rows(image.reshape(height, -1).astype(np.float32), side)  # [side, W * 3]
     turned = np.ascontiguousarray(rows.T).reshape(width, -1)  # [W, 3 * side]
