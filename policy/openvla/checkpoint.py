@@ -173,9 +173,9 @@ def save_checkpoint(
     Raises CheckpointError when `directory` holds something other than a checkpoint or the tokenizer is incomplete.
     """
     tokenizer = [tokenizer_directory / name for name in TOKENIZER_FILES if (tokenizer_directory / name).is_file()]
-    if not any(path.name in ("tokenizer.json", "tokenizer.model") for path in tokenizer):
+    if not (tokenizer_directory / "tokenizer.json").is_file():
         found = _some(tokenizer_directory.iterdir() if tokenizer_directory.is_dir() else ())
-        raise CheckpointError(f"{tokenizer_directory}: expected tokenizer.json or tokenizer.model, found {found}")
+        raise CheckpointError(f"{tokenizer_directory}: expected a tokenizer.json, found {found}")
     if directory.exists() and not (directory.is_dir() and _replaceable(directory)):
         raise CheckpointError(f"{directory} holds something other than a checkpoint; choose an empty or new directory")
     directory.parent.mkdir(parents=True, exist_ok=True)

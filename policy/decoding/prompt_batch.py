@@ -1,0 +1,42 @@
+"""What the language model is asked: spliced embeddings of one or several prompts of different lengths.
+
+Knows padding. Knows nothing of how tokens are then chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy.openvla.config import PATCHES
+from policy.openvla.model import OpenVLA
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Embeddings `[B, S, width]`, padded on the right, and each row's true length, int64 `[B]`, patches included."""
+
+    embeddings: Tensor
+    lengths: Tensor
+
+    @classmethod
+    def embed(cls, model: OpenVLA, prompts: Sequence[Sequence[int]], image_features: Tensor) -> PromptBatch:
+        """Splice projected patches `[B, 256, width]` into B prompts, each the ids from BOS to the piece before the
+        actions.
+
+        Raises ValueError for an empty prompt and for a number of prompts other than B.
+        """
+        if len(prompts) != len(image_features) or not all(prompts):
+            raise ValueError(
+                f"need one prompt of at least BOS per image, got {len(image_features)} images and prompts "
+                f"of lengths {[len(prompt) for prompt in prompts]}"
+            )
+        longest = max(map(len, prompts))
+        padding = model.config.pad_token_id
+        rows = [list(prompt) + [padding] * (longest - len(prompt)) for prompt in prompts]
+        token_ids = torch.tensor(rows, device=model.device)  # [B, longest]
+        lengths = torch.tensor([len(prompt) + PATCHES for prompt in prompts], device=model.device)
+        return cls(model.embed(token_ids, image_features), lengths)

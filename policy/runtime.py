@@ -1,0 +1,200 @@
+"""The policy: an OpenVLA checkpoint that turns a camera frame and an instruction into an action.
+
+Knows the order in which a policy comes to life (`Policy.load`) and the stages of an action (`Policy.act_batch`). Knows
+nothing of sockets, simulators or of how any stage works inside.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import torch
+
+from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.stopwatch import Stopwatch
+from policy.hardware import choose_device, choose_dtype
+from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
+from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
+from policy.openvla.config import IMAGE_SIDE
+from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values
+from policy.openvla.model import OpenVLA
+from policy.openvla.prompt import Prompter
+from policy.types import Action, Observation, PolicySpec
+
+State = Literal["loading", "warming", "testing", "ready", "closed"]
+
+_PROBE_INSTRUCTION = "pick up the object"
+# LIBERO's demonstrations are recorded at 20 Hz, BridgeData V2 at 5 Hz; other datasets' rates are not in any checkpoint.
+_CONTROL_HZ = {"libero": 20.0, "bridge": 5.0}
+
+
+class SelfTestError(RuntimeError):
+    """The loaded model cannot be a policy: its logits are not finite, or do not depend on the image."""
+
+
+class Policy:
+    """Satisfies `policy.types.ActionPolicy`. Not for several threads at once; several sessions share it through
+    `act_batch`.
+    """
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path,
+        unnorm_key: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        image_path: Literal["auto", "libero", "processor"] = "auto",
+        on_state: Callable[[State], None] | None = None,
+    ) -> Policy:
+        """Load, check, warm and test the policy of a checkpoint; what comes back is ready.
+
+        checkpoint: a directory or a hub id. unnorm_key: dataset whose statistics scale the actions; may be left out
+        where the checkpoint has one only. device, dtype: see `policy.hardware`. image_path: "libero" (rotate, JPEG,
+        Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. on_state: told
+        of each state as it begins.
+        Raises CheckpointError, ValueError (unknown key, device or dtype) or SelfTestError.
+        """
+        report = on_state or (lambda state: None)
+        report("loading")
+        directory = locate_checkpoint(checkpoint)
+        datasets = load_statistics(directory)  # what is quick to check comes before the weights
+        key = resolve_unnorm_key(datasets, unnorm_key)
+        settings = PreprocessorSettings.load(directory)
+        place = choose_device(device)
+        model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+        prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
+        spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
+        policy = cls(model, prompter, datasets[key], settings, spec)
+        report("warming")
+        policy.warm()
+        report("testing")
+        policy.self_test()
+        report("ready")
+        return policy
+
+    def __init__(
+        self,
+        model: OpenVLA,
+        prompter: Prompter,
+        statistics: ActionStatistics,
+        settings: PreprocessorSettings,
+        spec: PolicySpec,
+    ) -> None:
+        """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested."""
+        self._model = model
+        self._prompter = prompter
+        self._statistics = statistics
+        self._settings = settings
+        self._spec = spec
+        self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
+        self._decoder = AutoregressiveDecoder(model)
+
+    @property
+    def spec(self) -> PolicySpec:
+        return self._spec
+
+    def reset(self, session: str = "") -> None:
+        """A new episode starts. Plain decoding keeps nothing between actions, so there is nothing to forget."""
+
+    def act(self, observation: Observation, session: str = "") -> Action:
+        """One action for one frame."""
+        return self.act_batch([observation], [session])[0]
+
+    @torch.inference_mode()
+    def act_batch(self, observations: Sequence[Observation], sessions: Sequence[str]) -> list[Action]:
+        """One action for each of several sessions, in one forward pass.
+
+        The traces share the batch's milliseconds: preprocess, vision, prefill, decode, postprocess.
+        Raises ValueError when there are not as many sessions as observations, or none, or an instruction is too long.
+        """
+        if len(observations) != len(sessions) or not observations:
+            raise ValueError(f"need one session per observation, got {len(observations)} and {len(sessions)}")
+        stopwatch = Stopwatch(self._model.device)
+        prompts = [self._prompter.token_ids(observation.instruction) for observation in observations]
+        pixels = self._pixels([observation.image for observation in observations])
+        stopwatch.lap("preprocess")
+        features = self._model.image_features(pixels)
+        stopwatch.lap("vision")
+        tokens, traces = self._decoder.decode(PromptBatch.embed(self._model, prompts, features), stopwatch)
+        ids = tokens.cpu().numpy()  # [B, 7]
+        values = self._statistics.unnormalize(self._action_tokenizer.decode(ids)).astype(np.float32)
+        stopwatch.lap("postprocess")
+        return [
+            Action(row, row_ids, replace(trace, stage_ms=stopwatch.stage_ms))
+            for row, row_ids, trace in zip(values, ids, traces, strict=True)
+        ]
+
+    def warm(self) -> None:
+        """Run one action, so that the first real one does not pay for lazy initialisation."""
+        self.act(Observation(_plain_frame(127), _PROBE_INSTRUCTION))
+
+    @torch.inference_mode()
+    def self_test(self) -> None:
+        """Raise SelfTestError when logits are not finite or do not change between a black and a white frame."""
+        pixels = self._pixels([_plain_frame(0), _plain_frame(255)])
+        prompts = [self._prompter.token_ids(_PROBE_INSTRUCTION)] * 2
+        batch = PromptBatch.embed(self._model, prompts, self._model.image_features(pixels))
+        logits = next(self._decoder.steps(batch)).logits  # [2, vocabulary]
+        if not torch.isfinite(logits).all():
+            bad = int((~torch.isfinite(logits)).sum())
+            raise SelfTestError(
+                f"{self._spec.policy_id}: {bad} of {logits.numel()} logits are not finite in {self._spec.dtype}; "
+                "the weights are damaged, or need dtype 'float32'"
+            )
+        if torch.equal(logits[0], logits[1]):
+            raise SelfTestError(
+                f"{self._spec.policy_id}: the same logits for a black and a white frame: the model ignores its "
+                "image; the vision weights are damaged or were never trained"
+            )
+
+    def close(self) -> None:
+        """Let go of the model and its device memory; no action can be asked for afterwards."""
+        del self._model, self._decoder
+
+    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Network input `[B, 6, 224, 224]` for camera frames."""
+        path = cast(ImagePath, self._spec.image_path)
+        pixels = np.stack([pixel_values(image, path, self._settings) for image in images])
+        return torch.from_numpy(pixels).to(self._model.device)
+
+
+def describe_policy(
+    policy_id: str,
+    digest: str,
+    unnorm_key: str,
+    image_path: Literal["auto", "libero", "processor"],
+    model: OpenVLA,
+    prompter: Prompter,
+) -> PolicySpec:
+    """The spec of a policy with a model as loaded; an `image_path` of "auto" is decided by the statistics' name."""
+    if image_path == "auto":
+        image_path = "libero" if unnorm_key.startswith("libero") else "processor"
+    rates = [rate for dataset, rate in _CONTROL_HZ.items() if unnorm_key.startswith(dataset)]
+    return PolicySpec(
+        policy_id=policy_id,
+        checkpoint_hash=digest,
+        unnorm_key=unnorm_key,
+        image_size=(IMAGE_SIDE, IMAGE_SIDE),
+        image_path=image_path,
+        prompt_template=prompter.template,
+        control_hz=rates[0] if rates else 0.0,
+        decoder=AutoregressiveDecoder.name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        versions={
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("specact", "torch", "transformers", "numpy", "pillow")},
+        },
+    )
+
+
+def _plain_frame(level: int) -> np.ndarray:
+    return np.full((256, 256, 3), level, np.uint8)
