@@ -1,8 +1,8 @@
 """Action tokens and the statistics that turn them into actions.
 
 An action value in [-1, 1] falls into one of 256 bins, and each bin has a token at the end of the vocabulary: the lowest
-value the highest id. Statistics of the training data scale [-1, 1] to the robot's units. Both follow the original: values
-are binned by edges and read back as bin centres, of which there are only 255.
+value the highest id. Statistics of the training data scale [-1, 1] to the robot's units. Both follow the original:
+values are binned by edges and read back as bin centres, of which there are only 255.
 
 All arithmetic is float64 numpy. Knows no network, no torch and no robot.
 """
@@ -30,8 +30,8 @@ BIN_EDGES.flags.writeable = BIN_CENTERS.flags.writeable = False
 class ActionTokenizer:
     """Between normalised action values and token ids (prismatic/vla/action_tokenizer.py of the OpenVLA repository).
 
-    vocab_size: number of ids below the padding rows, `text_config.vocab_size - pad_to_multiple_of`; the last 256 of them
-        are the action ids.
+    vocab_size: number of ids below the padding rows, `text_config.vocab_size - pad_to_multiple_of`; the last 256 of
+        them are the action ids.
     """
 
     vocab_size: int = LLAMA_VOCABULARY
@@ -63,7 +63,7 @@ class ActionTokenizer:
         return self.vocab_size - np.digitize(np.clip(values, -1.0, 1.0), BIN_EDGES)
 
     def decode(self, token_ids: ArrayLike) -> np.ndarray:
-        """Values float64 in (-1, 1), shaped as `token_ids`; other ids saturate to the value of the nearest action id."""
+        """Values float64 in (-1, 1), shaped as `token_ids`; any other id has the value of the nearest action id."""
         bins = self.vocab_size - np.asarray(token_ids, np.int64) - 1
         return BIN_CENTERS[np.clip(bins, 0, len(BIN_CENTERS) - 1)]
 

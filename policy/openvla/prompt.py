@@ -5,6 +5,7 @@ Knows the templates the models were trained with and the tokenizer's file; knows
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,8 +17,7 @@ V01_TEMPLATE = (
     "USER: What action should the robot take to {instruction}? ASSISTANT:"
 )
 BEGIN_PIECE = "<s>"
-SPACE_PIECE = "▁"
-"""The piece of a lone space, between the prompt and the actions in training; id 29871 in the Llama vocabulary."""
+SPACE_PIECE = "▁"  # a lone space, which stood between prompt and actions in training; 29871 in the Llama vocabulary
 
 
 def build_prompt(instruction: str, template: str = PROMPT_TEMPLATE) -> str:
@@ -28,7 +28,7 @@ def build_prompt(instruction: str, template: str = PROMPT_TEMPLATE) -> str:
 
 
 class Prompter:
-    """Token ids of instructions, by the tokenizer of a checkpoint; each instruction is tokenized once.
+    """Token ids of instructions, by the tokenizer of a checkpoint; an instruction that returns is not tokenized again.
 
     directory: the checkpoint's, with its `tokenizer.json`; nothing is fetched and no code of the checkpoint is run.
     maximum_tokens: the model's `llm_max_length`.
@@ -37,20 +37,18 @@ class Prompter:
     """
 
     def __init__(self, directory: Path | str, template: str = PROMPT_TEMPLATE, maximum_tokens: int = 2048) -> None:
+        build_prompt("", template)  # refuses a wrong template now rather than at the first frame
         self.template = template
         self.maximum_tokens = maximum_tokens
-        self._tokenizer = _load_tokenizer(Path(directory))
-        self.space_id = self._tokenizer.token_to_id(SPACE_PIECE)
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._tokenizer, self.space_id = _load_tokenizer(Path(directory))
+        self._remembered = lru_cache(maxsize=1024)(self._tokenize)
 
     def token_ids(self, instruction: str) -> list[int]:
         """`<s>`, the prompt and, where the prompt does not end with it, the piece "▁" that precedes the action tokens.
 
         Raises ValueError for an instruction that makes the prompt longer than `maximum_tokens`.
         """
-        if instruction not in self._known:
-            self._known[instruction] = self._tokenize(instruction)
-        return list(self._known[instruction])
+        return list(self._remembered(instruction))
 
     def _tokenize(self, instruction: str) -> tuple[int, ...]:
         ids = self._tokenizer.encode(build_prompt(instruction, self.template)).ids
@@ -64,7 +62,12 @@ class Prompter:
         return tuple(ids)
 
 
-def _load_tokenizer(directory: Path) -> Tokenizer:
+def _load_tokenizer(directory: Path) -> tuple[Tokenizer, int]:
+    """The tokenizer in `directory` and its id of the piece "▁".
+
+    The file is read directly, because it says all there is to know. `AutoTokenizer` would build a tokenizer by the
+    class that `tokenizer_config.json` names and, finding the model type "openvla", warn or ask for remote code.
+    """
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy it from the checkpoint this one was trained from")
@@ -72,11 +75,10 @@ def _load_tokenizer(directory: Path) -> Tokenizer:
     # Some tokenizer files carry the padding and truncation of the batch they were last used for.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    missing = [piece for piece in (BEGIN_PIECE, SPACE_PIECE) if tokenizer.token_to_id(piece) is None]
-    if missing:
-        raise ValueError(
-            f"{path} has no piece {' and no piece '.join(map(repr, missing))}; OpenVLA's prompts need both"
-        )
-    if tokenizer.encode("").ids != [tokenizer.token_to_id(BEGIN_PIECE)]:
-        raise ValueError(f"{path} does not put {BEGIN_PIECE!r} in front of a text, as OpenVLA's prompts need")
-    return tokenizer
+    space_id = tokenizer.token_to_id(SPACE_PIECE)
+    if space_id is None:
+        raise ValueError(f"{path} has no piece {SPACE_PIECE!r}, which precedes the actions in every OpenVLA prompt")
+    added = tokenizer.encode("").tokens
+    if added != [BEGIN_PIECE]:
+        raise ValueError(f"{path} puts {added} around a text; OpenVLA's prompts need {BEGIN_PIECE!r} in front, no more")
+    return tokenizer, space_id
