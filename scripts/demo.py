@@ -26,7 +26,9 @@ def free_port() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", default=str(CHECKPOINT), help="directory or hub id (default: the policy in the box)")
+    parser.add_argument(
+        "--checkpoint", default=str(CHECKPOINT), help="directory or hub id (default: the policy in the box)"
+    )
     parser.add_argument("--suites", nargs="+", default=["libero_object", "libero_spatial"])
     parser.add_argument("--tasks", default="0", help="task numbers of each suite, e.g. 0,3-5")
     parser.add_argument("--initial-states", default="0-2", help="official initial states of each task")
@@ -40,7 +42,14 @@ def main() -> int:
     print(f"policy server: {arguments.checkpoint} at {endpoint} (log: {log})", flush=True)
     with log.open("w") as stream:
         server = subprocess.Popen(
-            [sys.executable, str(ROOT / "scripts" / "serve_policy.py"), "--checkpoint", arguments.checkpoint, "--bind", endpoint],
+            [
+                sys.executable,
+                str(ROOT / "scripts" / "serve_policy.py"),
+                "--checkpoint",
+                arguments.checkpoint,
+                "--bind",
+                endpoint,
+            ],
             stdout=stream,
             stderr=subprocess.STDOUT,
         )
@@ -51,7 +60,10 @@ def main() -> int:
             evaluation += ["--output", str(output / "episodes.jsonl"), "--video", str(output / "videos")]
             code = subprocess.call(evaluation)
             if server.poll() is not None:
-                print(f"the policy server stopped with exit code {server.returncode}:\n{log.read_text()[-2000:]}", file=sys.stderr)
+                print(
+                    f"the policy server stopped with exit code {server.returncode}:\n{log.read_text()[-2000:]}",
+                    file=sys.stderr,
+                )
                 return 1
         finally:
             server.terminate()

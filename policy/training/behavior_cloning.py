@@ -1,0 +1,337 @@
+"""Trains a small OpenVLA-shaped policy on demonstrations. Knows frames and the network; nothing of simulators.
+
+One run, top to bottom: wait for the first episodes -> freeze the action statistics -> build the network -> train on a
+schedule of wall-clock minutes while the store takes in new episodes -> save in OpenVLA's on-disk layout.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from policy.openvla.action_tokens import ActionStatistics
+from policy.openvla.checkpoint import save_checkpoint
+from policy.openvla.model import OpenVLA
+from policy.openvla.prompt import Prompter
+from policy.training.augmentation import inference_pixels, training_pixels
+from policy.training.config import TrainingConfig
+from policy.training.frames import PRIVILEGED_SIZE, Batch, FrameStore
+from policy.training.objective import Losses, bin_of, jitter_bins, losses
+
+ACTION_DIMENSIONS = 7
+
+
+class TrainedPolicy(nn.Module):
+    """The network plus an auxiliary head that reads the scene off the last prompt position (training only)."""
+
+    def __init__(self, network: OpenVLA) -> None:
+        super().__init__()
+        self.network = network
+        self.auxiliary = nn.Linear(network.config.language.width, PRIVILEGED_SIZE)
+
+    def forward(
+        self, pixels: torch.Tensor, token_ids: torch.Tensor, prompt_lengths: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """pixels `[B, 6, 224, 224]`, token_ids `[B, T]` (prompt, six action tokens, padding), prompt_lengths `[B]`.
+
+        Returns logits `[B, 7, V]` and the scene reading `[B, 10]`. Padding comes last, so causal attention never sees it.
+        """
+        features = self.network.image_features(pixels)
+        embeddings = self.network.embed(token_ids, features)
+        count, length = embeddings.shape[:2]
+        positions = torch.arange(length, device=embeddings.device).expand(count, length)
+        hidden = self.network.language_model(embeddings, positions)
+        # the hidden state at the last prompt position predicts the first action token
+        last = prompt_lengths + features.shape[1] - 1
+        where = last[:, None] + torch.arange(ACTION_DIMENSIONS, device=last.device)
+        picked = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))  # [B, 7, D]
+        return self.network.logits(picked), self.auxiliary(picked[:, 0])
+
+
+class PromptTable:
+    """Token ids of every instruction, padded to one length so that the compiled step keeps its shapes."""
+
+    def __init__(self, prompter: Prompter, instructions: list[str], device: torch.device) -> None:
+        ids = [prompter.token_ids(text) for text in instructions]
+        self.index = {text: i for i, text in enumerate(instructions)}
+        self.width = max(map(len, ids)) + ACTION_DIMENSIONS - 1
+        self.lengths = torch.tensor([len(row) for row in ids], device=device)
+        self.ids = torch.tensor([row + [0] * (self.width - len(row)) for row in ids], device=device)
+
+    def rows(self, task: torch.Tensor, action_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompt ids with the six teacher-forced action ids behind them, `[B, T]`, and prompt lengths `[B]`."""
+        ids, lengths = self.ids[task].clone(), self.lengths[task]
+        where = lengths[:, None] + torch.arange(action_ids.shape[1], device=lengths.device)
+        return ids.scatter(1, where, action_ids), lengths
+
+
+class Standardizer:
+    """Zero mean, unit spread for the auxiliary targets; frozen at the start of a run."""
+
+    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        self.mean, self.std = mean, std
+
+    @classmethod
+    def fit(cls, values: torch.Tensor) -> Standardizer:
+        return cls(values.mean(0), values.std(0).clamp_min(1e-6))
+
+    def __call__(self, values: torch.Tensor) -> torch.Tensor:
+        return (values - self.mean) / self.std
+
+
+class BehaviorCloning:
+    """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        config.output.mkdir(parents=True, exist_ok=True)
+        self.device = torch.device(
+            config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        )
+        torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision("high")
+        self.store = FrameStore(
+            config.demonstrations, config.capacity, self.device, config.held_out_every, processes=config.decoders
+        )
+        self.validation = FrameStore(
+            config.demonstrations,
+            config.validation_capacity,
+            self.device,
+            config.held_out_every,
+            validation=True,
+            processes=1,
+        )
+        self._wait_for_episodes()
+        self.elapsed, self.step = 0.0, 0
+        self.statistics = self._action_statistics()
+        self.standardizer = Standardizer.fit(self.store.privileged)
+        self.prompter, vocabulary_size = config.build_tokenizer()
+        network = OpenVLA.from_config(config.network.openvla_config(vocabulary_size))
+        self.action_base = network.config.action_vocabulary
+        self.model = TrainedPolicy(network).to(self.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+        self.optimizer = torch.optim.AdamW(
+            self._parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=self.device.type == "cuda"
+        )
+        if config.initialize_from is not None:
+            self._load_weights(config.initialize_from)
+        if config.resume and self._state_file.exists():
+            self._load_state()
+        self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
+        self.q01 = torch.tensor(self.statistics.q01, device=self.device, dtype=torch.float32)
+        self.q99 = torch.tensor(self.statistics.q99, device=self.device, dtype=torch.float32)
+        self.mask = torch.tensor(self.statistics.mask, device=self.device)
+        self.compiled = torch.compile(self.model) if config.compile else self.model
+
+    # --- preparation -------------------------------------------------------------------------------------------------
+
+    def _wait_for_episodes(self) -> None:
+        deadline = time.monotonic() + self.config.wait_seconds
+        while True:
+            self.store.refresh()
+            if self.store.episodes >= self.config.start_episodes:
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"{self.store.episodes} training episodes after {self.config.wait_seconds:.0f} s, "
+                    f"start_episodes is {self.config.start_episodes}; collect more or lower it"
+                )
+            time.sleep(1.0)
+        self.validation.refresh()
+
+    def _action_statistics(self) -> ActionStatistics:
+        """q01/q99 and moments of the labels so far; frozen, since tokens depend on them."""
+        values = self.store.actions.double().cpu().numpy()
+        return ActionStatistics(
+            q01=np.quantile(values, 0.01, 0),
+            q99=np.quantile(values, 0.99, 0),
+            mask=np.array([True] * 6 + [False]),
+            min=values.min(0),
+            max=values.max(0),
+            mean=values.mean(0),
+            std=values.std(0),
+        )
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Weight decay on matrices only; blocks of the layout that inference never computes are left out."""
+        named = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        matrices = [p for n, p in named if p.ndim >= 2 and "embed" not in n]
+        others = [p for n, p in named if not (p.ndim >= 2 and "embed" not in n)]
+        return [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+    # --- the step ----------------------------------------------------------------------------------------------------
+
+    def normalize_actions(self, actions: torch.Tensor) -> torch.Tensor:
+        """To [-1, 1] by q01/q99 as OpenVLA's training data are; the gripper (mask false) stays 0 or 1."""
+        scaled = (2 * (actions - self.q01) / (self.q99 - self.q01 + 1e-8) - 1).clamp(-1, 1)
+        return torch.where(self.mask, scaled, actions)
+
+    def _losses(self, model: nn.Module, store: FrameStore, batch: Batch, training: bool) -> Losses:
+        config = self.config
+        table = torch.tensor([self.prompts.index[text] for text in store.instructions], device=self.device)
+        normalized = self.normalize_actions(batch.actions)
+        bins = bin_of(normalized)[:, : ACTION_DIMENSIONS - 1]
+        fed = jitter_bins(bins, config.objective.token_jitter if training else 0)
+        ids, lengths = self.prompts.rows(table[batch.task], self.action_base - fed)
+        pixels = training_pixels(batch.frames, config.augmentation) if training else inference_pixels(batch.frames)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits, reading = model(pixels, ids, lengths)
+        return losses(
+            logits, reading, normalized, self.standardizer(batch.privileged), self.action_base, config.objective
+        )
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then cosine to `final_rate` of the peak over the schedule (minutes or steps, whichever is further on)."""
+        config = self.config
+        progress = min(1.0, self.progress)
+        cosine = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+        return config.learning_rate * min(1.0, (self.step + 1) / config.warmup_steps) * cosine
+
+    @property
+    def progress(self) -> float:
+        return max(self.elapsed / (60 * self.config.minutes), self.step / self.config.max_steps)
+
+    def run(self) -> Path:
+        """Trains, logs to `metrics.jsonl`, saves the state now and then and the final policy to `output/policy`."""
+        config = self.config
+        last_log = last_save = last_refresh = time.monotonic()
+        while self.progress < 1:
+            started = time.monotonic()
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._learning_rate()
+            result = self._losses(self.compiled, self.store, self.store.sample(config.batch_size), training=True)
+            result.total.backward()
+            clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.average.update_parameters(self.model)
+            self.step += 1
+            now = time.monotonic()
+            if now - last_refresh > config.refresh_seconds:
+                self.store.refresh()
+                self.validation.refresh()
+                last_refresh = now
+            if now - last_log > config.log_seconds:
+                self._log(result)
+                last_log = now
+            if now - last_save > config.save_seconds:
+                self._save_state()
+                self.save_policy(config.output / "policy")
+                last_save = now
+            if self.device.type == "cuda" and self.step % 8 == 0:
+                torch.cuda.synchronize()  # keeps `elapsed` honest: the queue never runs far ahead
+            self.elapsed += time.monotonic() - started
+        self._log(result)
+        self._save_state()
+        directory = self.save_policy(config.output / "policy")
+        self.store.close()
+        self.validation.close()
+        return directory
+
+    # --- logging and saving ------------------------------------------------------------------------------------------
+
+    def validate(self) -> Losses | None:
+        """Losses of the averaged weights on held-out episodes, without augmentation."""
+        if self.validation.count == 0:
+            return None
+        generator = torch.Generator().manual_seed(0)
+        index = torch.randperm(self.validation.count, generator=generator)[: self.config.batch_size].to(self.device)
+        self.average.eval()
+        with torch.no_grad():
+            return self._losses(self.average.module, self.validation, self.validation.rows(index), training=False)
+
+    def _log(self, training: Losses) -> None:
+        held_out = self.validate()
+        record = {
+            "step": self.step,
+            "seconds": round(self.elapsed, 1),
+            "samples_per_second": round(self.step * self.config.batch_size / max(self.elapsed, 1e-9)),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "frames": self.store.count,
+            "episodes": self.store.episodes,
+            "train": describe(training),
+            "held_out": describe(held_out) if held_out else None,
+        }
+        with (self.config.output / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+        shown = record["held_out"] or record["train"]
+        print(
+            f"{self.progress:5.1%}  step {self.step}  {record['seconds']:.0f} s  {record['samples_per_second']}/s  "
+            f"{self.store.episodes} episodes  {self.store.count} frames  loss {record['train']['total']:.3f}  "
+            f"held out {shown['total']:.3f}  within 4 bins {shown['near']}",
+            flush=True,
+        )
+
+    def save_policy(self, directory: Path) -> Path:
+        """The averaged weights in bf16 in OpenVLA's on-disk layout, with the exact configuration beside them."""
+        save_checkpoint(
+            self.average.module.network,
+            directory,
+            tokenizer_directory=self.config.tokenizer_directory,
+            statistics={self.config.statistics_key: self._dataset_entry()},
+        )
+        configuration = asdict(self.config) | {"steps": self.step, "seconds": round(self.elapsed, 1)}
+        (directory / "training_config.json").write_text(json.dumps(configuration, indent=1, default=str) + "\n")
+        return directory
+
+    def _dataset_entry(self) -> dict[str, Any]:
+        """This data set's entry of `dataset_statistics.json`."""
+        action = {name: np.asarray(values).tolist() for name, values in asdict(self.statistics).items()}
+        return {"action": action, "num_transitions": self.store.count, "num_trajectories": self.store.episodes}
+
+    @property
+    def _state_file(self) -> Path:
+        return self.config.output / "training_state.pt"
+
+    def _save_state(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "statistics": {k: np.asarray(v).tolist() for k, v in asdict(self.statistics).items()},
+            "standardizer": (self.standardizer.mean, self.standardizer.std),
+        }
+        partial = self._state_file.with_suffix(".tmp")
+        torch.save(state, partial)
+        partial.replace(self._state_file)
+
+    def _load_state(self) -> None:
+        state = torch.load(self._state_file, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self.statistics = ActionStatistics(**{k: np.asarray(v) for k, v in state["statistics"].items()})
+        self.standardizer = Standardizer(*state["standardizer"])
+
+    def _load_weights(self, directory: Path) -> None:
+        """Starts from the weights and statistics of another run (fine-tuning); the schedule begins anew."""
+        state = torch.load(directory / "training_state.pt", map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.statistics = ActionStatistics(**{k: np.asarray(v) for k, v in state["statistics"].items()})
+        self.standardizer = Standardizer(*state["standardizer"])
+
+
+def describe(result: Losses) -> dict[str, Any]:
+    """Losses as plain numbers for the log."""
+    return {
+        "total": round(result.total.item(), 4),
+        "pose": round(result.pose.item(), 4),
+        "gripper": round(result.gripper.item(), 4),
+        "auxiliary": round(result.auxiliary.item(), 4),
+        "accuracy": [round(x, 3) for x in result.accuracy.tolist()],
+        "near": [round(x, 3) for x in result.near.tolist()],
+    }

@@ -1,0 +1,103 @@
+"""What the policy is trained to do: soft targets over action bins and an auxiliary reading of the scene.
+
+Bins are counted as the action tokenizer counts them: k = base - id, 1..256, bin k holding [-1 + (k-1)·w, -1 + k·w)
+with w = 2/255; 255 and 256 decode to the same value. Knows nothing of data loading or of the optimiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+BINS = 256
+POSE_DIMENSIONS = 6
+IGNORED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """sigma_bins: width of the Gaussian target over pose bins; a miss by one bin is no miss by a hundred.
+    gripper_weight: weight of the gripper's cross-entropy beside the mean of the six pose dimensions' (1 = as one of seven).
+    auxiliary_weight: weight of the smooth-L1 loss on the privileged scene reading.
+    token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate earlier errors.
+    """
+
+    sigma_bins: float = 2.0
+    gripper_weight: float = 1.0
+    auxiliary_weight: float = 0.5
+    token_jitter: int = 2
+
+    def __post_init__(self) -> None:
+        if self.sigma_bins <= 0:
+            raise ValueError(f"objective.sigma_bins must be positive, got {self.sigma_bins}")
+        if self.gripper_weight < 0 or self.auxiliary_weight < 0 or self.token_jitter < 0:
+            raise ValueError(f"objective weights and jitter must not be negative, got {self}")
+
+
+def bin_of(normalized: torch.Tensor) -> torch.Tensor:
+    """Normalised actions in [-1, 1] -> bin k in 1..256, as `ActionTokenizer` counts (int64, same shape)."""
+    edges = torch.from_numpy(np.linspace(-1, 1, BINS)).to(normalized.device)  # torch.linspace differs in the last bit
+    return torch.bucketize(normalized.double().clamp(-1, 1), edges, right=True)
+
+
+def soft_targets(normalized: torch.Tensor, sigma_bins: float) -> torch.Tensor:
+    """Gaussian over bins 1..256 about the exact value, not its bin: `[B, 6] -> [B, 6, 256]`, rows sum to 1.
+
+    The value x sits at u = (x + 1)/2 · 255 + 1/2 on the axis where bin k has its centre at k; bin 256 is reached only by x = 1 exactly.
+    """
+    position = ((normalized.clamp(-1, 1) + 1) / 2 * (BINS - 1) + 0.5).clamp(1, BINS - 1)
+    centers = torch.arange(1, BINS + 1, device=normalized.device, dtype=position.dtype)
+    return torch.softmax(-((centers - position[..., None]) ** 2) / (2 * sigma_bins**2), -1)
+
+
+def jitter_bins(bins: torch.Tensor, amount: int) -> torch.Tensor:
+    """Moves each pose bin (`[B, 6]`) by a uniform whole number in ±amount, within 1..256."""
+    if amount == 0:
+        return bins
+    return (bins + torch.randint_like(bins, -amount, amount + 1)).clamp(1, BINS)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """total drives the optimiser; the rest is for the log. Scalars, `accuracy` and `near` are `[7]` shares."""
+
+    total: torch.Tensor
+    pose: torch.Tensor
+    gripper: torch.Tensor
+    auxiliary: torch.Tensor
+    accuracy: torch.Tensor
+    near: torch.Tensor
+
+
+def losses(
+    logits: torch.Tensor,
+    reading: torch.Tensor,
+    normalized: torch.Tensor,
+    privileged: torch.Tensor,
+    action_base: int,
+    config: ObjectiveConfig,
+) -> Losses:
+    """Loss of a batch.
+
+    logits: `[B, 7, V]` over the whole vocabulary (words must learn to lose); reading, privileged: `[B, K]` standardised;
+    normalized: `[B, 7]` actions after normalisation by q01/q99 (gripper 0 or 1); action_base: id one above the first action id.
+    """
+    log_probabilities = F.log_softmax(logits.float(), -1)
+    # action ids count down: bin k has id base - k
+    by_bin = log_probabilities[..., action_base - BINS : action_base].flip(-1)  # [B, 7, 256]
+    pose_target = soft_targets(normalized[:, :POSE_DIMENSIONS].float(), config.sigma_bins)
+    pose = -(pose_target * by_bin[:, :POSE_DIMENSIONS]).sum(-1).mean()
+    bins = bin_of(normalized)
+    gripper = F.nll_loss(by_bin[:, POSE_DIMENSIONS], bins[:, POSE_DIMENSIONS] - 1)
+    auxiliary = F.smooth_l1_loss(reading.float(), privileged.float())
+    weight = config.gripper_weight
+    total = (POSE_DIMENSIONS * pose + weight * gripper) / (
+        POSE_DIMENSIONS + weight
+    ) + config.auxiliary_weight * auxiliary
+    with torch.no_grad():
+        miss = (by_bin.argmax(-1) + 1 - bins).abs()
+        accuracy, near = (miss == 0).float().mean(0), (miss <= 4).float().mean(0)
+    return Losses(total, pose.detach(), gripper.detach(), auxiliary.detach(), accuracy, near)

@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Train a small OpenVLA-shaped policy on recorded demonstrations.
+
+scripts/train_policy.py --config configs/policy/box.yaml --demonstrations demos/ --output runs/box
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from policy.training.behavior_cloning import BehaviorCloning
+from policy.training.config import TrainingConfig
+
+
+def plot_metrics(run: Path) -> Path:
+    """Losses and learning rate over training steps, from `metrics.jsonl` to `metrics.png`."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records]
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for axis, name in zip(axes[:2], ("pose", "gripper"), strict=True):
+        axis.plot(steps, [record["train"][name] for record in records], label="training batch", alpha=0.5)
+        axis.plot(
+            steps, [(record["held_out"] or {}).get(name) for record in records], label="held out, averaged weights"
+        )
+        axis.set(title=f"{name} cross-entropy", xlabel="step")
+        axis.legend()
+    axes[2].plot(steps, [record["frames"] for record in records])
+    axes[2].set(title="frames in the store", xlabel="step")
+    figure.savefig(run / "metrics.png", dpi=110)
+    return run / "metrics.png"
+
+
+def main() -> None:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML with any of the options below")
+    parser.add_class_arguments(TrainingConfig)
+    values = parser.parse_args()
+    config = parser.instantiate_classes(values)
+    config.pop("config", None)
+    directory = BehaviorCloning(TrainingConfig(**config)).run()
+    print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}")
+
+
+if __name__ == "__main__":
+    main()

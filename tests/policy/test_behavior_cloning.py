@@ -1,0 +1,113 @@
+"""A whole training run in small: demonstrations in, a loadable policy out, and a second run that goes on from it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from policy.openvla.checkpoint import load_checkpoint
+from policy.openvla.images import encode_frame
+from policy.training.behavior_cloning import BehaviorCloning
+from policy.training.config import NetworkSize, TrainingConfig
+from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta
+
+INSTRUCTIONS = ["pick up the milk and place it in the basket", "open the drawer"]
+TINY = NetworkSize(
+    dinov2_width=64, dinov2_blocks=1, dinov2_mlp=64, siglip_width=72, siglip_blocks=1, siglip_mlp=64,
+    text_width=128, text_layers=1, text_mlp=172,
+)  # fmt: skip
+
+
+def record(directory: Path, seed: int, instruction: str, steps: int = 4) -> None:
+    rng = np.random.default_rng(seed)
+    streams = [encode_frame(np.full((64, 64, 3), rng.integers(256), np.uint8)) for _ in range(steps)]
+    actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
+    actions[:, 6] = rng.integers(0, 2, steps)
+    demonstration = Demonstration(
+        meta=DemonstrationMeta("libero_object", 0, instruction, seed, success=True),
+        jpeg=np.frombuffer(b"".join(streams), np.uint8),
+        jpeg_offsets=np.cumsum([0, *map(len, streams)]),
+        actions=actions,
+        executed=actions,
+        privileged=rng.normal(size=(steps, len(PRIVILEGED_NAMES))).astype(np.float32),
+        states=np.zeros((steps, 3)),
+        body_positions=np.zeros((1, 3)),
+        body_quaternions=np.zeros((1, 4)),
+    )
+    demonstration.save(directory / demonstration.file_name)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> TrainingConfig:
+    for seed in range(6):
+        record(tmp_path / "demos", 1000 + seed, INSTRUCTIONS[seed % 2])
+    (tmp_path / "instructions.txt").write_text("\n".join(INSTRUCTIONS) + "\n")
+    return TrainingConfig(
+        demonstrations=[tmp_path / "demos"],
+        output=tmp_path / "run",
+        instructions_file=tmp_path / "instructions.txt",
+        max_steps=3,
+        batch_size=4,
+        warmup_steps=1,
+        capacity=100,
+        validation_capacity=10,
+        held_out_every=3,
+        start_episodes=2,
+        log_seconds=0,
+        decoders=1,
+        device="cpu",
+        compile=False,
+        network=TINY,
+    )
+
+
+def replaced(config: TrainingConfig, **changes: object) -> TrainingConfig:
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    return TrainingConfig(**{**values, **changes})
+
+
+def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
+    run = BehaviorCloning(config)
+    before = {name: value.clone() for name, value in run.model.named_parameters()}
+    directory = run.run()
+    moved = {name for name, value in run.model.named_parameters() if not torch.equal(value, before[name])}
+    assert "network.language_model.lm_head.weight" in moved
+    assert "network.vision_backbone.featurizer.blocks.0.attn.qkv.weight" in moved
+    assert not any("blocks.1." in name for name in moved), "the layout's last block is stored, never trained"
+
+    network = load_checkpoint(directory, dtype=torch.float32)
+    averaged = run.average.module.network.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, averaged[name].to(torch.bfloat16).float()), name
+    statistics = json.loads((directory / "dataset_statistics.json").read_text())
+    assert statistics["libero"]["action"]["mask"] == [True] * 6 + [False]
+    assert json.loads((directory / "training_config.json").read_text())["steps"] == 3
+    records = [json.loads(line) for line in (config.output / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["step"] == 3
+
+    resumed = BehaviorCloning(replaced(config, max_steps=5))
+    assert resumed.step == 3
+    assert np.array_equal(resumed.statistics.q01, run.statistics.q01)
+    resumed.run()
+    assert resumed.step == 5
+
+
+def test_prompts_carry_the_action_tokens_behind_them(config: TrainingConfig):
+    run = BehaviorCloning(config)
+    task = torch.tensor([0, 1])
+    actions = torch.arange(12).view(2, 6) + 100
+    ids, lengths = run.prompts.rows(task, actions)
+    for row, text in enumerate(INSTRUCTIONS):
+        prompt = run.prompter.token_ids(text)
+        assert lengths[row] == len(prompt)
+        assert ids[row, : len(prompt)].tolist() == prompt
+        assert ids[row, len(prompt) : len(prompt) + 6].tolist() == actions[row].tolist()
+    run.store.close()
+    run.validation.close()
+
+
+def test_no_demonstrations_is_said_plainly(config: TrainingConfig, tmp_path: Path):
+    with pytest.raises(RuntimeError, match="0 training episodes"):
+        BehaviorCloning(replaced(config, demonstrations=[tmp_path / "none"], wait_seconds=0.1))

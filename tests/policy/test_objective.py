@@ -1,0 +1,60 @@
+"""The training targets agree with the tokenizer that inference decodes with."""
+
+import numpy as np
+import pytest
+import torch
+
+from policy.openvla.action_tokens import ActionTokenizer
+from policy.training.objective import BINS, ObjectiveConfig, bin_of, jitter_bins, losses, soft_targets
+
+
+def test_bins_are_those_of_the_action_tokenizer():
+    values = np.concatenate([np.linspace(-1.2, 1.2, 997), [-1, 0, 1], np.linspace(-1, 1, 256)])
+    tokenizer = ActionTokenizer(32000)
+    expected = 32000 - tokenizer.encode(values)
+    assert (bin_of(torch.from_numpy(values)).numpy() == expected).all()
+
+
+def test_soft_targets_peak_at_the_bin_and_average_to_the_value():
+    values = torch.tensor([[-0.9, -0.3, 0.0, 0.123, 0.5, 0.9]])
+    target = soft_targets(values, sigma_bins=2.0)
+    assert torch.allclose(target.sum(-1), torch.ones(1, 6))
+    assert (target.argmax(-1) + 1 - bin_of(values)).abs().max() <= 1
+    centers = (torch.arange(1, BINS + 1) - 0.5) / (BINS - 1) * 2 - 1
+    assert torch.allclose((target * centers).sum(-1), values, atol=1e-4)
+
+
+def test_extreme_values_have_one_best_bin():
+    target = soft_targets(torch.tensor([[-1.0, 1.0, 3.0, -3.0, 1.0, -1.0]]), sigma_bins=2.0)
+    assert (target.argmax(-1) + 1).tolist() == [[1, 255, 255, 1, 255, 1]]
+
+
+def test_jitter_stays_in_range_and_moves_by_at_most_the_amount():
+    torch.manual_seed(0)
+    bins = torch.tensor([[1, 256, 128, 2, 255, 60]]).repeat(500, 1)
+    moved = jitter_bins(bins, 2)
+    assert moved.min() >= 1
+    assert moved.max() <= 256
+    assert (moved - bins).abs().max() == 2
+    assert torch.equal(jitter_bins(bins, 0), bins)
+
+
+def test_loss_falls_to_its_floor_for_the_right_logits_and_words_must_lose():
+    torch.manual_seed(0)
+    config = ObjectiveConfig(sigma_bins=2.0, auxiliary_weight=0.0)
+    normalized = torch.cat([torch.rand(8, 6) * 1.8 - 0.9, torch.tensor([[0.0], [1.0]] * 4)], 1)
+    base, vocabulary = 448, 512
+    reading = torch.zeros(8, 10)
+    right = torch.full((8, 7, vocabulary), -30.0)
+    right[:, :6, base - BINS : base] = soft_targets(normalized[:, :6], 2.0).clamp_min(1e-12).log().flip(-1)
+    right[torch.arange(8), 6, base - bin_of(normalized)[:, 6]] = 0.0
+    best = losses(right, reading, normalized, reading, base, config)
+    entropy = -(soft_targets(normalized[:, :6], 2.0) * soft_targets(normalized[:, :6], 2.0).clamp_min(1e-12).log()).sum(
+        -1
+    )
+    assert best.pose.item() == pytest.approx(entropy.mean().item(), abs=1e-3)
+    assert best.gripper.item() < 1e-3
+    assert best.near.min() == 1
+    wordy = right.clone()
+    wordy[..., 5] = 5.0
+    assert losses(wordy, reading, normalized, reading, base, config).total > best.total + 1
