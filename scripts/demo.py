@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The whole loop on this machine: a policy server and a LIBERO client, two processes joined by ZeroMQ, camera frames only.
+"""The whole loop on this machine: a policy server and a LIBERO client, two processes joined by ZeroMQ.
 
-Starts `scripts/serve_policy.py` with the policy in the box, drives `scripts/eval_episodes.py` against it on two benchmark
-tasks, and names the videos and the result file it wrote.
+Starts `scripts/serve_policy.py` with the policy in the box, drives `scripts/eval_episodes.py` against it on two
+benchmark tasks from camera frames alone, and names the videos and the result file it wrote.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class TrainedPolicy(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """pixels `[B, 6, 224, 224]`, token_ids `[B, T]` (prompt, six action tokens, padding), prompt_lengths `[B]`.
 
-        Returns logits `[B, 7, V]` and the scene reading `[B, 10]`. Padding comes last, so causal attention never sees it.
+        Returns logits `[B, 7, V]` and the scene reading `[B, 10]`. Padding comes last, out of causal attention's sight.
         """
         features = self.network.image_features(pixels)
         embeddings = self.network.embed(token_ids, features)
@@ -176,7 +177,7 @@ class BehaviorCloning:
         scaled = (2 * (actions - self.q01) / (self.q99 - self.q01 + 1e-8) - 1).clamp(-1, 1)
         return torch.where(self.mask, scaled, actions)
 
-    def _losses(self, model: nn.Module, store: FrameStore, batch: Batch, training: bool) -> Losses:
+    def _losses(self, model: Callable[..., Any], store: FrameStore, batch: Batch, training: bool) -> Losses:
         config = self.config
         table = torch.tensor([self.prompts.index[text] for text in store.instructions], device=self.device)
         normalized = self.normalize_actions(batch.actions)
@@ -191,7 +192,7 @@ class BehaviorCloning:
         )
 
     def _learning_rate(self) -> float:
-        """Linear warm-up, then cosine to `final_rate` of the peak over the schedule (minutes or steps, whichever is further on)."""
+        """Linear warm-up, then cosine to `final_rate` of the peak over `progress`."""
         config = self.config
         progress = min(1.0, self.progress)
         cosine = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))
@@ -199,6 +200,7 @@ class BehaviorCloning:
 
     @property
     def progress(self) -> float:
+        """Share of the schedule that is done, by minutes or by steps, whichever is further on."""
         return max(self.elapsed / (60 * self.config.minutes), self.step / self.config.max_steps)
 
     def run(self) -> Path:
@@ -275,7 +277,7 @@ class BehaviorCloning:
     def save_policy(self, directory: Path) -> Path:
         """The averaged weights in bf16 in OpenVLA's on-disk layout, with the exact configuration beside them."""
         save_checkpoint(
-            self.average.module.network,
+            self.averaged_network,
             directory,
             tokenizer_directory=self.config.tokenizer_directory,
             statistics={self.config.statistics_key: self._dataset_entry()},
@@ -288,6 +290,13 @@ class BehaviorCloning:
         """This data set's entry of `dataset_statistics.json`."""
         action = {name: np.asarray(values).tolist() for name, values in asdict(self.statistics).items()}
         return {"action": action, "num_transitions": self.store.count, "num_trajectories": self.store.episodes}
+
+    @property
+    def averaged_network(self) -> OpenVLA:
+        """The network with the moving average of the weights: what is saved and evaluated."""
+        average = self.average.module
+        assert isinstance(average, TrainedPolicy)
+        return average.network
 
     @property
     def _state_file(self) -> Path:

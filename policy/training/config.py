@@ -16,10 +16,10 @@ HEAD_SIZE = 128  # of the language model, as in Llama
 
 @dataclass(frozen=True, slots=True)
 class NetworkSize:
-    """Widths of the small policy: whole fractions of OpenVLA-7B's (1024, 1152, 4096) with its head sizes 64, 72 and 128,
-    so that repeating features widens it exactly to the published shape.
+    """Widths of the small policy: whole fractions of OpenVLA-7B's (1024, 1152, 4096) with its head sizes 64, 72 and
+    128, so that repeating features widens it exactly to the published shape.
 
-    `*_blocks` counts the blocks that are computed; the layout's one further block per tower is stored, unused, as in OpenVLA.
+    `*_blocks` counts the blocks that are computed; the layout's one further block per tower is stored unused.
     """
 
     dinov2_width: int = 256
@@ -120,7 +120,7 @@ class TrainingConfig:
         return [line.strip() for line in self.instructions_file.read_text().splitlines() if line.strip()]
 
     def build_tokenizer(self) -> tuple[Prompter, int]:
-        """Writes the word tokenizer of these instructions; returns its prompter and the rows the model's vocabulary needs."""
+        """Writes the word tokenizer of these instructions; returns its prompter and the rows of the vocabulary."""
         vocabulary = build_word_tokenizer(self.instructions(), self.tokenizer_directory)
         return Prompter(self.tokenizer_directory), vocabulary.model_vocab_size
 

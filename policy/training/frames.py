@@ -47,7 +47,10 @@ def is_held_out(path: Path, every: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """frames uint8 `[B, 224, 224, 3]`, task int64 `[B]` (index into `FrameStore.instructions`), actions `[B, 7]`, privileged `[B, 10]`."""
+    """frames uint8 `[B, 224, 224, 3]`, actions `[B, 7]`, privileged `[B, 10]`.
+
+    task: int64 `[B]`, index into `FrameStore.instructions`.
+    """
 
     frames: torch.Tensor
     task: torch.Tensor

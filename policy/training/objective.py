@@ -20,9 +20,10 @@ IGNORED = -1
 @dataclass(frozen=True, slots=True)
 class ObjectiveConfig:
     """sigma_bins: width of the Gaussian target over pose bins; a miss by one bin is no miss by a hundred.
-    gripper_weight: weight of the gripper's cross-entropy beside the mean of the six pose dimensions' (1 = as one of seven).
+    gripper_weight: weight of the gripper's cross-entropy, 1 = as one of seven dimensions.
     auxiliary_weight: weight of the smooth-L1 loss on the privileged scene reading.
-    token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate earlier errors.
+    token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate
+        errors in earlier ones.
     """
 
     sigma_bins: float = 2.0
@@ -46,7 +47,7 @@ def bin_of(normalized: torch.Tensor) -> torch.Tensor:
 def soft_targets(normalized: torch.Tensor, sigma_bins: float) -> torch.Tensor:
     """Gaussian over bins 1..256 about the exact value, not its bin: `[B, 6] -> [B, 6, 256]`, rows sum to 1.
 
-    The value x sits at u = (x + 1)/2 · 255 + 1/2 on the axis where bin k has its centre at k; bin 256 is reached only by x = 1 exactly.
+    The value x sits at u = (x + 1)/2 · 255 + 1/2 on the axis where bin k has its centre at k; only x = 1 is in bin 256.
     """
     position = ((normalized.clamp(-1, 1) + 1) / 2 * (BINS - 1) + 0.5).clamp(1, BINS - 1)
     centers = torch.arange(1, BINS + 1, device=normalized.device, dtype=position.dtype)
@@ -82,8 +83,10 @@ def losses(
 ) -> Losses:
     """Loss of a batch.
 
-    logits: `[B, 7, V]` over the whole vocabulary (words must learn to lose); reading, privileged: `[B, K]` standardised;
-    normalized: `[B, 7]` actions after normalisation by q01/q99 (gripper 0 or 1); action_base: id one above the first action id.
+    logits: `[B, 7, V]` over the whole vocabulary (words must learn to lose).
+    reading, privileged: `[B, K]`, standardised.
+    normalized: `[B, 7]` actions after normalisation by q01/q99 (gripper 0 or 1).
+    action_base: the id one above the highest action id.
     """
     log_probabilities = F.log_softmax(logits.float(), -1)
     # action ids count down: bin k has id base - k
