@@ -53,7 +53,7 @@ def build_word_tokenizer(instructions: Iterable[str], directory: Path | str, res
     reserved: ids to leave free behind the words, so that words can be added later without moving the action ids.
 
     Every punctuation mark and the line feed is a piece of its own; other white space only separates. Words not seen
-    here become `<unk>`. The same instructions give the same files, in any order. Raises ValueError where there are none.
+    here become `<unk>`. The same instructions give the same files, in any order. Raises ValueError without any.
     """
     if reserved < 0:
         raise ValueError(f"reserved must not be negative, got {reserved}")
