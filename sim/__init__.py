@@ -1,1 +1,1 @@
-"""Worlds, episodes and measurements on the LIBERO benchmark. Knows a policy only through `policy.types.ActionPolicy`."""
+"""Worlds, episodes and measurements on LIBERO. Knows a policy only through `policy.types.ActionPolicy`."""

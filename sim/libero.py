@@ -1,13 +1,15 @@
 """LIBERO tasks as a Gymnasium environment.
 
-Knows how the official evaluation sets up an episode (`sim.protocol`) and how robosuite takes its pictures. Does not know
-policies: images come out as the simulator makes them (upside down) and actions go in as the simulator takes them.
+Knows how the official evaluation sets up an episode (`sim.protocol`) and how robosuite takes its pictures. Does not
+know policies: images come out as the simulator makes them (upside down), actions go in as the simulator takes them.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -29,17 +31,17 @@ Observations = dict[str, np.ndarray]
 class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     """One LIBERO task.
 
-    Observation: `{"image": uint8 [R, R, 3]}`, the agentview camera as robosuite renders it, upside down; an empty dict with
-    `render=False`, which runs at the speed of the physics. Frames are taken at robosuite's moment, up to 4 ms of simulated time
-    before the step ends.
-    Action: float `[7]` in [-1, 1], clipped by the controller: dx, dy, dz (1 is 5 cm), rotation vector (1 is 0.5 rad), gripper
-    (-1 open, +1 close).
-    Reward is 1 on success, else 0. `terminated` means the task's predicate holds at this very step; `truncated` means the
-    step limit is reached (settle steps not counted). `info`: `success` (bool), `steps` (policy steps so far) and, after a reset,
-    `init_state` (its number, or None after a random reset).
+    Observation: `{"image": uint8 [R, R, 3]}`, the agentview camera as robosuite renders it, upside down; an empty
+    dict with `render=False`, which runs at the speed of the physics. Frames are taken at robosuite's moment, up to 4
+    ms of simulated time before the step ends.
+    Action: float `[7]` in [-1, 1], clipped by the controller: dx, dy, dz (1 is 5 cm), rotation vector (1 is 0.5 rad),
+    gripper (-1 open, +1 close).
+    Reward is 1 on success, else 0. `terminated` means the task's predicate holds at this very step; `truncated` means
+    the step limit is reached (settle steps not counted). `info`: `success` (bool), `steps` (policy steps so far) and,
+    after a reset, `init_state` (its number, or None after a random reset).
 
     task: number from 0. protocol: the official one unless a deviation is wanted.
-    Raises UnknownSuite, RenderingUnavailable, and ValueError for a bad action or initial state.
+    Raises UnknownSuiteError, RenderingUnavailableError, and ValueError for a bad action or initial state.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (Gymnasium's contract)
@@ -51,8 +53,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self.rendered = render
         self.render_mode = "rgb_array" if render else None
         side = protocol.resolution
-        image = {"image": spaces.Box(0, 255, (side, side, 3), np.uint8)} if render else {}
-        self.observation_space = spaces.Dict(image)
+        image: dict[str, spaces.Space] = {"image": spaces.Box(0, 255, (side, side, 3), np.uint8)} if render else {}
+        self.observation_space: spaces.Space[Any] = spaces.Dict(image)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float64)
         self.steps = 0
         self._initial_states = self.task.initial_states()
@@ -75,7 +77,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         return len(self._initial_states)
 
     def state(self) -> np.ndarray:
-        """Simulator state, float64 `[1 + nq + nv]`: time, positions, velocities. Fixture poses are in the model, not here."""
+        """Simulator state, float64 `[1 + nq + nv]`: time, positions, velocities. Fixture poses are not in it."""
         return self.simulator.get_sim_state()
 
     def reset(
@@ -83,8 +85,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     ) -> tuple[Observations, dict[str, Any]]:
         """Starts an episode: an official initial state with `options={"init_state": i}`, else a random one.
 
-        A random reset with the same seed (0 to 2^32 - 1) gives the same scene; without a seed it draws the next one of the
-        environment's own random numbers. For official states the seed is the protocol's, whatever is given here.
+        A random reset with the same seed (0 to 2^32 - 1) gives the same scene; without a seed it draws the next one
+        of the environment's own random numbers. For official states the seed is the protocol's, whatever is given here.
         """
         super().reset(seed=seed)
         number = (options or {}).get("init_state")
@@ -94,8 +96,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             self._reset_simulator(int(self.np_random.integers(2**32)) if seed is None else seed)
         else:
             if not 0 <= number < self.initial_state_count:
-                last = self.initial_state_count - 1
-                raise ValueError(f"init_state {number} of {self.task.suite} task {self.task.number}: there are 0 to {last}")
+                where, last = f"{self.task.suite} task {self.task.number}", self.initial_state_count - 1
+                raise ValueError(f"there is no init_state {number} in {where}; choose 0 to {last}")
             self._reset_simulator(self.protocol.simulator_seed)
             self.simulator.set_init_state(self._initial_states[number])
         self._settle()
@@ -115,7 +117,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         info = {"success": success, "steps": self.steps}
         return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """The newest frame the right way up, uint8 `[R, R, 3]`; None with `render=False`."""
         return None if self._image is None else np.ascontiguousarray(self._image[::-1, ::-1])
 
@@ -171,21 +173,18 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         return {} if self._image is None else {"image": self._image}
 
 
-class _numpy_seed:
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
     """Seeds numpy's global generator, which robosuite samples from, and gives the caller's state back afterwards."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._state = np.random.get_state()
-        np.random.seed(self._seed)
-
-    def __exit__(self, *_: object) -> None:
-        np.random.set_state(self._state)
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
-def _retry_placement(attempt: Any) -> Any:
+def _retry_placement(attempt: Callable[[], Any]) -> Any:
     from robosuite.utils.errors import RandomizationError
 
     for _ in range(_PLACEMENT_ATTEMPTS - 1):

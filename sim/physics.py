@@ -1,11 +1,12 @@
 """Makes a LIBERO scene step faster with exactly the same results.
 
-Knows how robosuite 1.4 spends a control period: 25 substeps of `forward, controller (forward), step` and then a round of
-some 60 observables. Does not know tasks or protocols.
+Knows how robosuite 1.4 spends a control period: 25 substeps of `forward, controller (forward), step` and then a round
+of some 60 observables. Does not know tasks or protocols.
 
 Two of the three forward passes repeat what the one before has computed for the same positions and velocities; only the
-constraint solver goes on from where it stopped. So the passes after the first are cut down to that solver, which leaves every bit
-of the trajectory as it was (tests compare it with the untouched simulator). Observables nobody reads are not computed.
+constraint solver goes on from where it stopped. So the passes after the first are cut down to that solver, which
+leaves every bit of the trajectory as it was (tests compare it with the untouched simulator). Observables nobody reads
+are not computed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any
 def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
     """Takes all observables off a robosuite environment but one, whose reading is `sample()`.
 
-    When in a control period robosuite reads a sensor depends on how many forced readings a reset has made (the substep before
-    the last after an official reset, the last after a random one), so its own clock is kept rather than imitated.
+    When in a control period robosuite reads a sensor depends on how many forced readings a reset has made (the
+    substep before the last after an official reset, the last after a random one), so its own clock is kept rather
+    than imitated.
     """
     from robosuite.utils.observables import Observable, sensor
 
@@ -35,7 +37,7 @@ def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def shared_forward_passes(sim: Any) -> Iterator[None]:
-    """For the length of one control step, lets the substeps of a robosuite MjSim share one pass over positions and velocities.
+    """For one control step, lets each substep of a robosuite MjSim make one pass over positions and velocities.
 
     Positions must only change through `sim.step` while this is active.
     """

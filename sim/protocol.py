@@ -9,18 +9,18 @@ import numpy as np
 # Sent while the scene settles: no motion, gripper open.
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
-# The one deviation that is always there. OpenVLA's script seeds once per task, so where the fixtures stand (up to 2 cm) depends
-# on how many resets came before; here an episode is the same whether it runs alone, resumed or on another worker.
+# The one deviation that is always there. OpenVLA's script seeds once per task, so where the fixtures stand (up to 2 cm)
+# depends on how many resets came before; here an episode is the same run alone, resumed or on another worker.
 SEEDED_EVERY_EPISODE = "simulator seeded before every episode (official: once per task)"
 
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
-    """What happens before the policy's first step, and when an episode ends. The defaults are OpenVLA's LIBERO evaluation.
+    """What happens before the policy's first step, and when an episode ends. Defaults: OpenVLA's LIBERO evaluation.
 
     settle_steps: control steps of SETTLE_ACTION after the initial state is set; they do not count as policy steps.
-    simulator_seed: seed of the simulator before every reset to an official state. It matters although the state is given:
-        the poses of fixtures (cabinet, stove) are sampled by the reset and are not part of the state.
+    simulator_seed: seed of the simulator before every reset to an official state. It matters although the state is
+        given: the poses of fixtures (cabinet, stove) are sampled by the reset and are not part of the state.
     step_limit: policy steps until an episode is cut off; 0 for the suite's own limit.
     resolution: side of the square camera frame in pixels.
     """
@@ -41,7 +41,7 @@ class Protocol:
             raise ValueError(f"resolution must be 16..4096 pixels, got {self.resolution}")
 
     def deviations(self) -> tuple[str, ...]:
-        """Everything that differs from the original script, SEEDED_EVERY_EPISODE first, e.g. `settle_steps=0 (official: 10)`."""
+        """Changes to the original script: SEEDED_EVERY_EPISODE, then e.g. `settle_steps=0 (official: 10)`."""
         pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
         changed = (f"{name}={value} (official: {default})" for name, value, default in pairs if value != default)
         return (SEEDED_EVERY_EPISODE, *changed)

@@ -1,14 +1,14 @@
 """Brings up LIBERO's simulator on this machine: GL library, rendering device, and quiet.
 
-Knows the quirks of importing robosuite, MuJoCo and their GL back end, all of which read environment variables when they are
-imported; so the simulator is imported here and nowhere else. Does not know tasks or episodes.
+Knows the quirks of importing robosuite, MuJoCo and their GL back end, all of which read environment variables when
+they are imported; so the simulator is imported here and nowhere else. Does not know tasks or episodes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
+import importlib.util
 import logging
 import os
 import tempfile
@@ -17,7 +17,7 @@ from typing import Any
 
 LOGGER = logging.getLogger(__name__)
 
-# Libraries each back end needs and the Debian packages that bring them; libGL is needed by OpenCV, which robosuite imports.
+# Libraries each back end needs and the Debian packages that bring them; libGL is for OpenCV, which robosuite imports.
 _LIBRARIES = {
     "egl": {"libEGL.so.1": "libegl1", "libGL.so.1": "libgl1"},
     "osmesa": {"libOSMesa.so.8": "libosmesa6", "libGL.so.1": "libgl1"},
@@ -25,15 +25,16 @@ _LIBRARIES = {
 }
 
 
-class RenderingUnavailable(RuntimeError):
+class RenderingUnavailableError(RuntimeError):
     """No working GL library or device; the message says what to install or set."""
 
 
 def load_control_environment() -> Any:
     """LIBERO's `ControlEnv` class, imported without prompts, log noise or files in the home directory.
 
-    Chooses EGL unless MUJOCO_GL says otherwise; the GPU (or Mesa's software device) is MUJOCO_EGL_DEVICE_ID if that is set
-    and the first one that works if not. Raises RenderingUnavailable, or ImportError where LIBERO is not installed.
+    Chooses EGL unless MUJOCO_GL says otherwise; the GPU (or Mesa's software device) is MUJOCO_EGL_DEVICE_ID if that
+    is set and the first one that works if not. Raises RenderingUnavailableError, or ImportError where LIBERO is not
+    installed.
     """
     backend = os.environ.setdefault("MUJOCO_GL", "egl").lower()
     _require_libraries(backend)
@@ -59,11 +60,11 @@ def renderer_name() -> str:
 
 def _require_libraries(backend: str) -> None:
     if backend not in _LIBRARIES:
-        raise RenderingUnavailable(f"MUJOCO_GL is {backend!r}; choose one of {', '.join(_LIBRARIES)} (egl is the default)")
+        raise RenderingUnavailableError(f"MUJOCO_GL is {backend!r}; choose one of {', '.join(_LIBRARIES)}")
     missing = [package for library, package in _LIBRARIES[backend].items() if not _loads(library)]
     if missing:
-        raise RenderingUnavailable(
-            f"GL libraries for MUJOCO_GL={backend} are missing. On Debian or Ubuntu: apt-get install {' '.join(missing)}"
+        raise RenderingUnavailableError(
+            f"GL libraries for MUJOCO_GL={backend} are missing. On Debian, Ubuntu: apt-get install {' '.join(missing)}"
             " (on a machine without a GPU also libegl-mesa0 libgl1-mesa-dri)"
         )
 
@@ -78,10 +79,10 @@ def _loads(library: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet_import() -> Iterator[None]:
-    """Silences what robosuite says at import, and keeps matplotlib, which it imports, from making folders in the home."""
+    """Silences robosuite's remarks, and keeps matplotlib, which it imports, from making folders in the home."""
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    # robosuite compares the EGL device number with the CUDA ones as text and stops where they differ, although the two count
-    # differently. The choice is made in `_choose_egl_device`, so robosuite need not know the CUDA devices.
+    # robosuite compares the EGL device number with the CUDA ones as text and stops where they differ, although the
+    # two count differently. The choice is made in `_choose_egl_device`, so robosuite need not know the CUDA devices.
     hidden = {"CUDA_VISIBLE_DEVICES": os.environ.pop("CUDA_VISIBLE_DEVICES", None)}
     if "MPLCONFIGDIR" not in os.environ:
         hidden["MPLCONFIGDIR"] = None
@@ -99,35 +100,37 @@ def _quiet_import() -> Iterator[None]:
 def _choose_egl_device() -> None:
     """Sets MUJOCO_EGL_DEVICE_ID to the first device that can be initialised, unless the user has set it.
 
-    robosuite tries one device only and reads CUDA_VISIBLE_DEVICES to find it, which fails on machines without a GPU, with GPU
-    UUIDs, and in containers where the driver's EGL part is missing but Mesa's is there.
+    robosuite tries one device only and reads CUDA_VISIBLE_DEVICES to find it, which fails on machines without a GPU,
+    with GPU UUIDs, and in containers where the driver's EGL part is missing but Mesa's is there.
     """
     if os.environ.get("MUJOCO_EGL_DEVICE_ID"):
         return
     os.environ.setdefault("PYOPENGL_PLATFORM", "egl")
     try:
-        from mujoco.egl import egl_ext as EGL
+        from mujoco.egl import egl_ext as egl
 
-        devices = EGL.eglQueryDevicesEXT()
+        devices = egl.eglQueryDevicesEXT()
     except (ImportError, AttributeError) as error:
-        raise RenderingUnavailable(f"EGL cannot list devices ({error}); try: apt-get install libegl1 libegl-mesa0") from error
+        message = f"EGL cannot list devices ({error}). On Debian, Ubuntu: apt-get install libegl1 libegl-mesa0"
+        raise RenderingUnavailableError(message) from error
     for number, device in enumerate(devices):
-        if _initialises(EGL, device):
+        if _initialises(egl, device):
             os.environ["MUJOCO_EGL_DEVICE_ID"] = str(number)
             return
-    raise RenderingUnavailable(
+    raise RenderingUnavailableError(
         f"none of the {len(devices)} EGL devices can be initialised. Without a GPU: apt-get install libegl-mesa0"
-        " libgl1-mesa-dri; with one, the driver's EGL library must be visible (in containers: NVIDIA_DRIVER_CAPABILITIES=all)"
+        " libgl1-mesa-dri. With one, the driver's EGL library must be visible (in containers:"
+        " NVIDIA_DRIVER_CAPABILITIES=all)"
     )
 
 
-def _initialises(EGL: Any, device: Any) -> bool:
+def _initialises(egl: Any, device: Any) -> bool:
     from OpenGL import error
 
-    display = EGL.eglGetPlatformDisplayEXT(EGL.EGL_PLATFORM_DEVICE_EXT, device, None)
-    if display == EGL.EGL_NO_DISPLAY:
+    display = egl.eglGetPlatformDisplayEXT(egl.EGL_PLATFORM_DEVICE_EXT, device, None)
+    if display == egl.EGL_NO_DISPLAY:
         return False
     try:
-        return EGL.eglInitialize(display, None, None) == EGL.EGL_TRUE
+        return bool(egl.eglInitialize(display, None, None) == egl.EGL_TRUE)
     except error.GLError:
         return False

