@@ -27,6 +27,7 @@ from bridge.errors import (
     SessionLostError,
 )
 from bridge.messages import (
+    MAX_HEADER_BYTES,
     Act,
     ActionReply,
     Encoding,
@@ -76,7 +77,8 @@ class PolicyClient:
     timeout_s: the longest an `act` may take.
     connect_timeout_s: the longest that connecting to a server, which may still be loading, and `reset` may take.
     encoding: "raw" sends pixels; "jpeg" sends a tenth of the bytes and changes the pixels a little.
-    expect: fields of `PolicySpec` that the server's policy must have, or a whole spec (device, dtype and versions may differ).
+    expect: fields of `PolicySpec` that the server's policy must have, or a whole spec (of which device, dtype and
+        versions may differ).
     on_progress: is told in words what is being waited for.
 
     Raises:
@@ -155,21 +157,24 @@ class PolicyClient:
             RequestRefusedError, PolicyFailedError: see their hints.
         """
         connection = self._use()
+        deadline = time.monotonic() + self.timeout_s
+        if not self._is_open:
+            self._reopen(connection, self.timeout_s)
         started = time.perf_counter()
         header, payload = encode_image(observation.image, self._encoding, self._jpeg_quality)
         encoded = time.perf_counter()
         limit = self._limits.max_message_bytes
-        if header.size > limit:
+        if header.size + MAX_HEADER_BYTES > limit:
             raise RequestRefusedError(
-                f"image of {header.size} bytes; {self.endpoint} takes {limit} (send a smaller one)"
+                f"{self.endpoint} takes {limit} bytes a message; this image has {header.size} and its header may have "
+                f"{MAX_HEADER_BYTES}",
+                hint="send a smaller picture, or raise the server's max_message_bytes",
             )
-        if not self._is_open:
-            self._reopen(connection, self.timeout_s)
         try:
             reply = connection.request(
                 lambda stamp: Act(stamp=stamp, instruction=observation.instruction, image=header),
                 ActionReply,
-                self.timeout_s,
+                max(deadline - time.monotonic(), 1e-3),
                 payload=payload,
                 captured_at=observation.captured_at,
             )
@@ -232,8 +237,11 @@ class PolicyClient:
                 welcome = connection.request(
                     lambda stamp: Hello(stamp=stamp, client=self._name), Welcome, min(patience, left)
                 )
-            except (NoReplyError, ServerNotReadyError, SessionLostError) as waiting:
+            except SessionLostError as lost:  # restarted between two hellos
                 connection.new_session()
+                self._on_progress(str(lost))
+                continue
+            except (NoReplyError, ServerNotReadyError) as waiting:
                 patience = min(2 * patience, LONGEST_HELLO_S)
                 self._on_progress(str(waiting))
                 continue
@@ -245,7 +253,7 @@ class PolicyClient:
             self._on_progress(f"{self.endpoint} is {welcome.state}, {left:.0f} s left")
             time.sleep(min(LOADING_INTERVAL_S, left))
         raise ServerNotReadyError(
-            f"no ready policy at {self.endpoint} in {timeout_s} s ({connection.describe_server()})", retryable=True
+            f"no ready policy at {self.endpoint} in {timeout_s:.3g} s ({connection.describe_server()})", retryable=True
         )
 
     def _check_spec(self, spec: PolicySpec) -> None:

@@ -15,11 +15,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bridge.errors import Refusal
-from bridge.messages import PROTOCOL_VERSION, Act, Encoding, ErrorCode, ImageHeader, Message, Reply, Request, Stamp
+from bridge.messages import (
+    MAX_HEADER_BYTES,
+    PROTOCOL_VERSION,
+    Act,
+    Encoding,
+    ErrorCode,
+    ImageHeader,
+    Message,
+    Reply,
+    Request,
+    Stamp,
+)
 
 Payload = bytes | memoryview
-
-MAX_HEADER_BYTES = 64 * 2**10
 
 # What an error carries when the request was too broken to say which one it was. No client uses sequence 0.
 UNREADABLE = Stamp(session="", episode=0, sequence=0, captured_at=0.0)

@@ -16,7 +16,7 @@ from typing import TypeVar
 import zmq
 
 from bridge.codec import Payload, pack, unpack_reply
-from bridge.endpoint import SocketSecurity
+from bridge.endpoint import SocketSecurity, check_endpoint, prepare_socket
 from bridge.errors import (
     IncompatibleServerError,
     NoReplyError,
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 PROBE_INTERVAL_S = 0.5
 # Replies are small; a server that sends more is none of ours.
 MAX_REPLY_BYTES = 2**20
+GOODBYE_LINGER_MS = 200
 
 ReplyT = TypeVar("ReplyT", bound=Message)
 
@@ -44,6 +45,7 @@ class Connection:
     """
 
     def __init__(self, endpoint: str, security: SocketSecurity | None) -> None:
+        check_endpoint(endpoint)
         self.endpoint = endpoint
         self.episode = 0
         self.late_replies = 0
@@ -53,14 +55,10 @@ class Connection:
         self._state: ServerState | None = None
         self._last_seen: float | None = None
         self._socket: zmq.SyncSocket = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 200)  # milliseconds for the goodbye
         # Nothing is queued for a server that is not there: an observation must not wait for the next server to start.
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        # Answered by the server's ZeroMQ thread itself, so a silent peer is a dead machine or cable, not a busy policy.
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        if security is not None:
-            security.apply(self._socket)
+        prepare_socket(self._socket, GOODBYE_LINGER_MS, security)
         self._socket.connect(endpoint)
 
     def new_session(self) -> None:
@@ -123,7 +121,7 @@ class Connection:
             self._socket.send_multipart(frames)
         except zmq.Again:
             raise ServerNotReadyError(
-                f"no connection to {self.endpoint} in {timeout_s} s ({self.describe_server()})", retryable=True
+                f"no connection to {self.endpoint} in {timeout_s:.3g} s ({self.describe_server()})", retryable=True
             ) from None
 
     def _await(self, stamp: Stamp, deadline: float, timeout_s: float) -> Reply:
@@ -142,7 +140,9 @@ class Connection:
                 return reply
             if not isinstance(reply, StatusReply):
                 self.late_replies += 1
-        raise NoReplyError(f"no reply in {timeout_s} s from {self.endpoint} ({self.describe_server()})", retryable=True)
+        raise NoReplyError(
+            f"no reply in {timeout_s:.3g} s from {self.endpoint} ({self.describe_server()})", retryable=True
+        )
 
     def _probe(self) -> None:
         try:

@@ -19,6 +19,8 @@ PROTOCOL_VERSION = 1
 
 MIN_IMAGE_SIDE, MAX_IMAGE_SIDE = 16, 4096
 MAX_NAME_LENGTH = 128
+MAX_HEADER_BYTES = 64 * 2**10
+MIN_MESSAGE_BYTES = MAX_HEADER_BYTES + 224 * 224 * 3
 MAX_INSTRUCTION_LENGTH = 4096
 
 Name = Annotated[str, Meta(max_length=MAX_NAME_LENGTH)]
@@ -111,8 +113,11 @@ class Limits(Struct, frozen=True):
     session_idle_s: float = 900.0
 
     def __post_init__(self) -> None:
-        if self.max_message_bytes < 4096:
-            raise ValueError(f"max_message_bytes is {self.max_message_bytes}; at least 4096 are needed for headers")
+        if self.max_message_bytes < MIN_MESSAGE_BYTES:
+            raise ValueError(
+                f"max_message_bytes is {self.max_message_bytes}; at least {MIN_MESSAGE_BYTES} are needed for a header "
+                "and a raw 224x224 picture"
+            )
         for name in ("max_sessions", "max_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -20,18 +20,21 @@ import msgspec
 import zmq
 
 from bridge.dispatcher import Answer, Dispatcher
-from bridge.endpoint import DEFAULT_ENDPOINT, SocketSecurity, check_bind
+from bridge.endpoint import DEFAULT_ENDPOINT, SocketSecurity, check_bind, prepare_socket
 from bridge.jobs import Outcome
 from bridge.messages import Counters, Limits, ServerState
 from bridge.worker import PolicyLoader, PolicyWorker, ServedPolicy
+from policy.types import PolicySpec
 
 log = logging.getLogger(__name__)
 
 HOUSEKEEPING_MS = 250
+LAST_REPLIES_LINGER_MS = 500
 # A client that floods the server must not keep the I/O thread from handing out work.
 MAX_MESSAGES_A_TURN = 1024
 # After a failed load the server stays this long to tell waiting clients why.
 FAILURE_NOTICE_S = 2.0
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class PolicyServer:
@@ -83,12 +86,9 @@ class PolicyServer:
             OSError: the address is taken or is not this machine's.
         """
         self._socket: zmq.SyncSocket = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 500)  # milliseconds for the last replies
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 2000)
+        prepare_socket(self._socket, LAST_REPLIES_LINGER_MS, self._security)
         # Per frame; a peer beyond it is cut off. Leaves room to answer those only slightly too large in words.
         self._socket.setsockopt(zmq.MAXMSGSIZE, 4 * self.limits.max_message_bytes)
-        if self._security is not None:
-            self._security.apply(self._socket)
         try:
             self._socket.bind(self.endpoint)
         except zmq.ZMQError as error:
@@ -109,15 +109,22 @@ class PolicyServer:
         if self._worker.failure is not None:
             raise self._worker.failure
 
-    def serve_forever(self) -> None:
-        """Serves until SIGINT, SIGTERM or `close`; call it on the main thread. Raises what the loader raised."""
-        stop = (signal.SIGINT, signal.SIGTERM)
-        previous = {number: signal.signal(number, lambda *_: self._begin_closing()) for number in stop}
+    def serve_forever(self, on_ready: Callable[[PolicySpec], None] | None = None) -> None:
+        """Serves until SIGINT, SIGTERM or `close`; call it after `start`, on the main thread.
+
+        on_ready: called once, when the policy is loaded. Raises what the loader raised.
+        """
+        # Only a flag is set in the handler: an Event's lock may be held by the very thread that the signal interrupts.
+        signals: list[int] = []
+        previous = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in STOP_SIGNALS}
         try:
-            while not self._closing.wait(HOUSEKEEPING_MS / 1e3):
+            while not signals and not self._closing.wait(HOUSEKEEPING_MS / 1e3):
                 if self._worker.failure is not None:
                     self._closing.wait(FAILURE_NOTICE_S)
                     raise self._worker.failure
+                if on_ready is not None and self._worker.spec is not None:
+                    on_ready(self._worker.spec)
+                    on_ready = None
         finally:
             self.close()
             for number, handler in previous.items():
@@ -127,7 +134,8 @@ class PolicyServer:
 
     def close(self) -> None:
         """Refuses new requests, answers those accepted already (for up to `drain_s`), closes the policy."""
-        self._begin_closing()
+        self._closing.set()
+        self._wake()
         if self._io_thread.ident is not None:
             self._io_thread.join()
             self._worker.stop()
@@ -151,10 +159,6 @@ class PolicyServer:
     def counters(self) -> Counters:
         """A copy of what was counted so far."""
         return msgspec.structs.replace(self._dispatcher.counters)
-
-    def _begin_closing(self) -> None:
-        self._closing.set()
-        self._wake()
 
     def _worker_changed(self, outcomes: Sequence[Outcome]) -> None:
         """Runs on the worker's thread."""

@@ -49,7 +49,7 @@ PolicyLoader = Callable[[ReportState], ServedPolicy]
 class PolicyWorker(threading.Thread):
     """Runs `load` once, then batch after batch.
 
-    load: returns the policy; is given a function to report `"warming"` with.
+    load: returns the policy; is given a function to name its steps with: "loading", then anything else for warming.
     changed: called on this thread after every change of state and with the outcomes of every batch.
     """
 
@@ -94,8 +94,8 @@ class PolicyWorker(threading.Thread):
             log.exception("the policy did not close cleanly")
 
     def _report(self, state: str) -> None:
-        # A loader may name finer steps than clients need to tell apart; ready is this thread's own word.
-        self._enter(ServerState.WARMING if state == ServerState.WARMING else ServerState.LOADING)
+        # A loader may name finer steps than clients need to tell apart; ready is for this thread to say.
+        self._enter(ServerState.LOADING if state == ServerState.LOADING else ServerState.WARMING)
 
     def _enter(self, state: ServerState) -> None:
         log.info("policy is %s", state)

@@ -1,0 +1,87 @@
+#!/usr/bin/env python3
+"""Serve an OpenVLA policy to robots and simulators over ZeroMQ.
+
+scripts/serve_policy.py                                   # the policy in the box
+scripts/serve_policy.py --checkpoint openvla/openvla-7b-finetuned-libero-object
+scripts/serve_policy.py --fake                            # no model, for trying a client
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from bridge.endpoint import DEFAULT_ENDPOINT
+from bridge.server import PolicyServer
+from bridge.worker import ReportState, ServedPolicy
+from policy.types import PolicySpec
+
+BOX_POLICY = Path(__file__).resolve().parent.parent / "policy" / "pretrained" / "libero"
+
+
+def parse_arguments() -> Namespace:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file with any of these settings")
+    parser.add_argument("--checkpoint", type=str, default=str(BOX_POLICY), help="directory or hub id")
+    parser.add_argument(
+        "--unnorm-key", type=str | None, default=None, help="dataset whose statistics scale the actions"
+    )
+    parser.add_argument("--device", type=str, default="auto")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
+    parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
+    parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
+    parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
+    parser.add_argument("--fake", action="store_true", help="serve a policy without a model")
+    return parser.parse_args()
+
+
+def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
+    if arguments.fake:
+        from policy.fake import FakePolicy
+
+        return FakePolicy()
+    from policy.runtime import Policy  # imports torch, which the server's state can be asked during
+
+    return Policy.load(
+        arguments.checkpoint,
+        unnorm_key=arguments.unnorm_key,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        image_path=arguments.image_path,
+        on_state=report,
+    )
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        server = PolicyServer(
+            lambda report: load_policy(arguments, report),
+            arguments.bind,
+            max_batch=arguments.max_batch,
+            insecure_bind=arguments.insecure_bind,
+        ).start()
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+    def announce(spec: PolicySpec) -> None:
+        weights = f"sha256 {spec.checkpoint_hash[:12]}" if spec.checkpoint_hash else "no weights"
+        name = f"{spec.policy_id} ({weights}, actions of {spec.unnorm_key or 'no dataset'})"
+        print(f"ready: {name} on {spec.device} in {spec.dtype} at {server.endpoint}", flush=True)
+
+    try:
+        server.serve_forever(on_ready=announce)
+    except Exception as error:  # its traceback is in the log above
+        print(f"the policy cannot be served: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
