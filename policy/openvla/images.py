@@ -107,12 +107,13 @@ def processor_pixel_values(image: np.ndarray, settings: PreprocessorSettings = D
     """
     resized = _resize(_checked(image), settings)
     tables = _normalisation_tables(settings)  # [3 * towers, 256]
-    planes = np.ascontiguousarray(resized.reshape(-1, 3).T).astype(np.intp)  # [3, 224 * 224]
-    values = np.empty((len(tables), IMAGE_SIDE * IMAGE_SIDE), np.float32)
-    for channel, table in enumerate(tables):
-        # Every index is a byte and so in range; "clip" only spares numpy a buffered check.
-        np.take(table, planes[channel % 3], out=values[channel], mode="clip")
-    return values.reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+    values = np.empty((len(tables), IMAGE_SIDE, IMAGE_SIDE), np.float32)
+    for colour in range(3):
+        levels = resized[..., colour].astype(np.intp)
+        for channel in range(colour, len(tables), 3):
+            # Every index is a byte and so in range; "clip" only spares numpy a buffered check.
+            np.take(tables[channel], levels, out=values[channel], mode="clip")
+    return values
 
 
 def libero_frame(image: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ Knows nothing of which frames are resized or why.
 from __future__ import annotations
 
 import ctypes
+import math
+import threading
 from functools import lru_cache
 
 import numpy as np
@@ -19,11 +21,31 @@ PI = np.float32(3.14159265359)
 HALF = np.float32(0.5)
 
 
+class _Buffers(threading.local):
+    """Float32 scratch that lives from frame to frame: fresh megabytes for each cost more than the arithmetic on them.
+
+    A set for each thread. No buffer leaves this module; every public function returns a new array.
+    """
+
+    def __init__(self) -> None:
+        self._flat: dict[str, np.ndarray] = {}
+
+    def get(self, use: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The buffer for `use`, shaped; it holds what was left there and is overwritten by the next such call."""
+        size = math.prod(shape)
+        if use not in self._flat or self._flat[use].size < size:
+            self._flat[use] = np.empty(size, np.float32)
+        return self._flat[use][:size].reshape(shape)
+
+
+_BUFFERS = _Buffers()
+
+
 def lanczos_resize(image: np.ndarray, side: int) -> np.ndarray:
     """Resize uint8 `[H, W, 3]` to `[side, side, 3]` with Lanczos-3, widened when shrinking; rounds half to even."""
     height, width, channels = image.shape
-    rows = _weighted_rows(image.reshape(height, -1).astype(np.float32), side)  # [side, W * 3]
-    turned = np.ascontiguousarray(rows.T).reshape(width, -1)  # [W, 3 * side]
+    rows = _weighted_rows(_source(image.reshape(height, -1)), side)  # [side, W * 3]
+    turned = _source(rows.T).reshape(width, -1)  # [W, 3 * side]
     columns = _weighted_rows(turned, side)  # [side, 3 * side]
     np.rint(columns, out=columns)
     np.clip(columns, 0, 255, out=columns)
@@ -40,19 +62,28 @@ def bilinear_crop(image: np.ndarray, fraction: float) -> np.ndarray:
     `tf.image.convert_image_dtype` does it (saturating, without rounding).
     """
     side, _, channels = image.shape
-    turned = np.ascontiguousarray(image.reshape(side, -1).T).reshape(side, -1)  # [S, 3 * S], columns first
-    columns = _blended_rows(turned * np.float32(1 / 255), fraction)  # [S, 3 * S]
-    upright = np.ascontiguousarray(columns.reshape(-1, side).T)  # [S, S * 3]
+    turned = _source(image.reshape(side, -1).T).reshape(side, -1)  # [S, 3 * S], columns first
+    turned *= np.float32(1 / 255)
+    columns = _blended_rows(turned, fraction)  # [S, 3 * S]
+    upright = _source(columns.reshape(-1, side).T)  # [S, S * 3]
     rows = _blended_rows(upright, fraction)
     rows *= np.float32(255.5)
     return rows.astype(np.uint8).reshape(side, side, channels)
 
 
+def _source(values: np.ndarray) -> np.ndarray:
+    """`values` as contiguous float32, in the buffer that a pass reads from."""
+    buffer = _BUFFERS.get("source", values.shape)
+    np.copyto(buffer, values)
+    return buffer
+
+
 def _weighted_rows(rows: np.ndarray, count: int) -> np.ndarray:
-    """Resample float32 `[N, K]` to `[count, K]`, adding up the taps one after the other as TensorFlow does."""
+    """Resample float32 `[N, K]` to `[count, K]` (a buffer), adding up the taps one by one as TensorFlow does."""
     sources, weights = lanczos_taps(len(rows), count)
-    total = np.zeros((count, rows.shape[1]), np.float32)
-    term = np.empty_like(total)
+    total = _BUFFERS.get("result", (count, rows.shape[1]))
+    term = _BUFFERS.get("term", total.shape)
+    total.fill(0)
     for tap in range(sources.shape[1]):
         np.take(rows, sources[:, tap], axis=0, out=term, mode="clip")
         term *= weights[:, tap, None]
@@ -101,9 +132,11 @@ def _sinf(angles: np.ndarray) -> np.ndarray:
 
 
 def _blended_rows(rows: np.ndarray, fraction: float) -> np.ndarray:
-    """Sample float32 `[S, K]` at S places spread over its central `fraction`, blending neighbours: `[S, K]`."""
+    """Sample float32 `[S, K]` at S places spread over its central `fraction`: `[S, K]`, a buffer."""
     above, below, blend = _blend_places(len(rows), fraction)
-    upper, lower = rows[above], rows[below]
+    upper, lower = _BUFFERS.get("result", rows.shape), _BUFFERS.get("term", rows.shape)
+    np.take(rows, above, axis=0, out=upper, mode="clip")
+    np.take(rows, below, axis=0, out=lower, mode="clip")
     lower -= upper
     lower *= blend
     upper += lower

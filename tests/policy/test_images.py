@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +200,12 @@ def test_settings_without_a_field_are_refused() -> None:
 def test_what_is_no_rgb_frame_is_refused(image: np.ndarray, path: str) -> None:
     with pytest.raises(ValueError, match=r"uint8 \[H, W, 3\]"):
         pixel_values(image, path)  # type: ignore[arg-type]
+
+
+def test_frames_of_several_threads_do_not_mix() -> None:
+    frames = [random_frame(height, width) for height, width in ((256, 256), (240, 320), (224, 224), (256, 256))] * 6
+    expected = [pixel_values(frame, "libero") for frame in frames]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda frame: pixel_values(frame, "libero"), frames))
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[0], pixel_values(frames[0], "libero"))  # kept apart from later frames' buffers
