@@ -11,6 +11,9 @@ from sim.expert.recipes import Skill, skill_for
 from sim.expert.state import SimulatorState
 
 
+EXPERT_SPEC = PolicySpec(policy_id="scripted-expert", decoder="none", image_path="none", privileged=True)
+
+
 class SimulatedWorld(Protocol):
     """What the expert needs of an environment: LIBERO's `ControlEnv`, reset and settled."""
 
@@ -61,7 +64,7 @@ class ExpertPolicy:
     def __init__(self, env: SimulatedWorld) -> None:
         self._env = env
         self._expert: Expert | None = None
-        self.spec = PolicySpec(policy_id="scripted-expert", decoder="none", image_path="none", privileged=True)
+        self.spec = EXPERT_SPEC
 
     def reset(self) -> None:
         """A new episode starts; the environment has to be reset before the next `act`."""
