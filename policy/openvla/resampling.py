@@ -59,9 +59,11 @@ def bilinear_crop(image: np.ndarray, fraction: float) -> np.ndarray:
     fraction: side of the cut square over S, in (0, 1].
 
     The pixels pass through [0, 1]: bytes are multiplied with 1/255 and come back as floor(255.5 * value), as
-    `tf.image.convert_image_dtype` does it (saturating, without rounding).
+    `tf.image.convert_image_dtype` does it (saturating, without rounding). Raises ValueError for a frame not square.
     """
-    side, _, channels = image.shape
+    side, width, channels = image.shape
+    if width != side:
+        raise ValueError(f"the centre crop needs a square frame, got {side}x{width}; resize it first")
     turned = _source(image.reshape(side, -1).T).reshape(side, -1)  # [S, 3 * S], columns first
     turned *= np.float32(1 / 255)
     columns = _blended_rows(turned, fraction)  # [S, 3 * S]

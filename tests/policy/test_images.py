@@ -128,6 +128,8 @@ def test_crop_keeps_the_center_and_drops_the_border() -> None:
     assert margin > 5
     assert cropped.min() == 200
     np.testing.assert_array_equal(bilinear_crop(frame, 1.0), frame)
+    with pytest.raises(ValueError, match="square frame, got 224x200"):
+        center_crop(frame[:, :200])
 
 
 def test_processor_takes_224_pixels_as_they_are() -> None:
