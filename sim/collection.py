@@ -28,6 +28,7 @@ class CollectionConfig:
     suites, tasks: the tasks of these numbers in each of the suites.
     episodes: attempts per task, with the seeds from first_seed on; the expert's failures are counted but not stored.
     noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
+    driver_endpoint: policy server that drives in turn with the expert (dataset aggregation), "" for the expert alone.
     workers: processes, each with a simulator of its own.
     time_limit: seconds after which no new episode starts, 0 for none.
     """
@@ -39,6 +40,7 @@ class CollectionConfig:
     first_seed: int = FIRST_TRAINING_SEED
     noise: float = 0.25
     noisy_fraction: float = 0.75
+    driver_endpoint: str = ""
     workers: int = 2
     time_limit: float = 0.0
 
@@ -106,7 +108,7 @@ def collect(config: CollectionConfig, on_progress: Callable[[Summary], None] | N
     schedule = BalancedSchedule(item for item in wanted if demonstration_name(*item.key, item.seed) not in done)
     summary = Summary(skipped=len(wanted) - len(schedule), remaining=len(schedule))
     config.output.mkdir(parents=True, exist_ok=True)
-    recording = Recording(config.output, config.noise, config.noisy_fraction)
+    recording = Recording(config.output, config.noise, config.noisy_fraction, config.driver_endpoint)
     workers = [RecordingWorker(recording) for _ in range(min(config.workers, len(schedule)))]
     started = time.monotonic()
     try:

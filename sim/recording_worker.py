@@ -19,12 +19,14 @@ from zlib import crc32
 import numpy as np
 
 from policy.training.demonstrations import demonstration_name
+from sim.driving import AlternatingDriver
 from sim.noise import BurstNoise
 from sim.schedule import Item
 
 if TYPE_CHECKING:
     from sim.libero import LiberoEnv
 
+_DRIVER_TIMEOUT_S = 30.0  # a policy server's answer; many workers share one
 _DEATHS = 3  # in a row: not an unlucky episode any more but a broken installation
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -35,11 +37,15 @@ class CollectionError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """How a worker records: where files go, the noise's sigma, and the share of episodes that get it."""
+    """How a worker records: where files go, the noise's sigma, the share of episodes that get it, and who drives.
+
+    driver_endpoint: policy server that drives in turn with the expert, "" for the expert alone.
+    """
 
     output: Path
     noise: float
     noisy_fraction: float
+    driver_endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ def _one_thread_each() -> Iterator[None]:
 def _serve(connection: Connection, recording: Recording) -> None:
     """The process's end: record items until the pipe closes."""
     env: LiberoEnv | None = None
+    driver = connect_driver(recording.driver_endpoint)
     while True:
         try:
             item: Item = connection.recv()
@@ -145,7 +152,7 @@ def _serve(connection: Connection, recording: Recording) -> None:
                 connection.send(traceback.format_exc())
                 return
         try:
-            outcome = record_item(env, item, recording)
+            outcome = record_item(env, item, recording, driver)
         except KeyboardInterrupt:
             break
         except Exception:
@@ -157,14 +164,27 @@ def _serve(connection: Connection, recording: Recording) -> None:
         env.close()
 
 
-def record_item(env: LiberoEnv, item: Item, recording: Recording) -> Outcome:
-    """Record one episode and store it if the expert reached its goal."""
+def connect_driver(endpoint: str) -> AlternatingDriver | None:
+    """The driver of a policy server, or None where the expert drives alone."""
+    if not endpoint:
+        return None
+    from bridge.client import PolicyClient
+
+    return AlternatingDriver(PolicyClient(endpoint, timeout_s=_DRIVER_TIMEOUT_S))
+
+
+def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: AlternatingDriver | None = None) -> Outcome:
+    """Record one episode and store it if it reached its goal."""
     from sim.demonstrations import record_episode
 
     # Whether an episode is noisy depends on nothing but the episode, so that a resumed collection is the same.
     draw = np.random.default_rng((item.seed, item.key.task, crc32(item.key.suite.encode()), 1)).random()
     noise = BurstNoise(recording.noise) if recording.noise and draw < recording.noisy_fraction else None
-    demonstration = record_episode(env, item.seed, noise=noise)
+    if driver is None:
+        demonstration = record_episode(env, item.seed, noise=noise)
+    else:
+        driver.reset(item.seed)
+        demonstration = record_episode(env, item.seed, driver=driver, driver_name=driver.name, noise=noise)
     steps = len(demonstration)
     if not demonstration.meta.success:
         return Outcome(*item.key, item.seed, "unsolved", steps)
