@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""Compare this code with recorded outputs of the original OpenVLA code, quantity by quantity.
+
+Exits with 1 when anything lies outside its tolerance, with 2 when there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from policy.hardware import DTYPES, choose_device
+from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
+from policy.parity.golden import TOLERANCES, GoldenSet, Recording, Report
+from policy.parity.inputs import check_inputs
+from policy.parity.network import (
+    Subject,
+    check_libero_predictions,
+    check_prediction,
+    check_training_examples,
+    check_vision,
+)
+
+
+@torch.inference_mode()
+def compare(checkpoint: Path, golden: GoldenSet, device: torch.device, dtype: str) -> Report:
+    """All checks that the golden set has recordings for, its variants included."""
+    report, tolerances = Report(), TOLERANCES[dtype]
+    model = load_checkpoint(checkpoint, device, DTYPES[dtype])
+    subject = Subject.of(model, checkpoint, tolerances)
+    check_inputs(report, golden, checkpoint, model.config.action_vocabulary)
+    check_vision(Recording(report, golden, "arrays/vision.npz", "vision"), subject)
+    check_prediction(Recording(report, golden, "arrays/predict.npz", "predict"), subject)
+    check_libero_predictions(Recording(report, golden, "arrays/libero_path.npz", "LIBERO"), subject)
+    check_training_examples(Recording(report, golden, "arrays/training_examples.npz", "training"), subject)
+    for variant in golden.variants:
+        model = load_checkpoint(checkpoint, device, DTYPES[dtype], config_file=variant / "config.json")
+        subject = Subject.of(model, checkpoint, tolerances)
+        check_prediction(Recording(report, golden, f"{variant.name}/predict.npz", variant.name), subject)
+    return report
+
+
+def show(report: Report, golden: GoldenSet, console: Console) -> None:
+    table = Table("check", "rows", "deviation", "tolerance", "", title=f"Parity with {golden.directory}")
+    for check in report.checks.values():
+        verdict = "[green]ok" if check.passed else "[red]differs"
+        table.add_row(check.name, str(check.rows), f"{check.deviation:.3g}", f"{check.tolerance:.3g}", verdict)
+    console.print(table)
+    for title, names in (
+        ("not recorded, so not compared", golden.missing),
+        ("recorded, but not compared", golden.unread()),
+    ):
+        for name in sorted(names):
+            console.print(f"{title}: {name}", highlight=False)
+    for check in report.failed:
+        console.print(f"[red]{check.name}[/]: first difference at {check.detail}", highlight=False)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--checkpoint", required=True, help="checkpoint directory or hub id")
+    parser.add_argument("--golden", required=True, type=Path, help="directory with golden.json, arrays/ and images/")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="also decides the tolerances")
+    parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
+    arguments = parser.parse_args()
+    console = Console()
+    golden = GoldenSet(arguments.golden)
+    report = compare(locate_checkpoint(arguments.checkpoint), golden, choose_device(arguments.device), arguments.dtype)
+    show(report, golden, console)
+    if not report.checks:
+        console.print("[red]The golden set holds nothing that could be compared.")
+        return 2
+    console.print(f"{len(report.checks) - len(report.failed)} of {len(report.checks)} checks passed")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
