@@ -26,7 +26,9 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1000, help="seed of the first attempt, at least 1000")
     parser.add_argument("--noise", type=float, default=0.25, help="sigma of the bursts on executed actions (1 is 5 cm)")
     parser.add_argument("--noisy-fraction", type=float, default=0.75, help="share of the episodes that get noise")
-    parser.add_argument("--driver-endpoint", type=str, default="", help="policy server that drives in turn with the expert")
+    parser.add_argument(
+        "--driver-endpoint", type=str, default="", help="policy server that takes turns with the expert"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which no episode starts, 0: none")
     chosen = parser.parse_args()
