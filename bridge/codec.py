@@ -41,11 +41,11 @@ class _AnyStamp(msgspec.Struct, frozen=True):
     episode: int = 0
     sequence: int = 0
     captured_at: float = 0.0
-    version: int = -1
 
 
 class _AnyHeader(msgspec.Struct):
     stamp: _AnyStamp = _AnyStamp()
+    version: int = PROTOCOL_VERSION
 
 
 def _plain_number(value: Any) -> Any:
@@ -89,7 +89,7 @@ def _unpack(frames: Sequence[Payload], max_bytes: int, decoder: msgspec.msgpack.
             ErrorCode.TOO_LARGE, f"header of {len(frames[0])} bytes; the limit is {MAX_HEADER_BYTES}", UNREADABLE
         )
     if size > max_bytes:
-        stamp = _any_stamp(frames[0])
+        stamp, _ = _skim(frames[0])
         raise Refusal(ErrorCode.TOO_LARGE, f"message of {size} bytes; the limit is {max_bytes}", stamp)
     message = _decode_header(frames[0], decoder)
     payload = frames[1] if len(frames) == 2 else None
@@ -107,29 +107,31 @@ def _decode_header(frame: Payload, decoder: msgspec.msgpack.Decoder) -> Any:
     try:
         message = decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        stamp = _any_stamp(frame)
-        if stamp.version not in (-1, PROTOCOL_VERSION):
-            raise _wrong_version(stamp) from error
+        stamp, version = _skim(frame)
+        if version != PROTOCOL_VERSION:
+            raise _wrong_version(version, stamp) from error
         raise Refusal(ErrorCode.MALFORMED, f"unreadable header: {error}", stamp) from error
-    if message.stamp.version != PROTOCOL_VERSION:
-        raise _wrong_version(message.stamp)
+    if message.version != PROTOCOL_VERSION:
+        raise _wrong_version(message.version, message.stamp)
     return message
 
 
-def _wrong_version(stamp: Stamp) -> Refusal:
+def _wrong_version(version: int, stamp: Stamp) -> Refusal:
     return Refusal(
         ErrorCode.WRONG_VERSION,
-        f"message of protocol version {stamp.version}; this end speaks version {PROTOCOL_VERSION}",
+        f"message of protocol version {version}; this end speaks version {PROTOCOL_VERSION}",
         stamp,
     )
 
 
-def _any_stamp(frame: Payload) -> Stamp:
+def _skim(frame: Payload) -> tuple[Stamp, int]:
+    """Whose message this is and of which version, as far as it tells."""
     try:
-        found = _any_decoder.decode(frame).stamp
+        header = _any_decoder.decode(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = _AnyStamp()
-    return Stamp(found.session, found.episode, found.sequence, found.captured_at, found.version)
+        return UNREADABLE, PROTOCOL_VERSION
+    found = header.stamp
+    return Stamp(found.session, found.episode, found.sequence, found.captured_at), header.version
 
 
 def encode_image(image: np.ndarray, encoding: Encoding, jpeg_quality: int = 95) -> tuple[ImageHeader, Payload]:

@@ -18,6 +18,7 @@ import zmq
 from bridge.codec import Payload, pack, unpack_reply
 from bridge.endpoint import SocketSecurity, check_endpoint, prepare_socket
 from bridge.errors import (
+    REMEDIES,
     IncompatibleServerError,
     NoReplyError,
     Refusal,
@@ -25,7 +26,7 @@ from bridge.errors import (
     SessionLostError,
     raised_by,
 )
-from bridge.messages import Error, Goodbye, Message, Reply, ServerState, Stamp, Status, StatusReply, Welcome
+from bridge.messages import Error, ErrorCode, Goodbye, Message, Reply, ServerState, Stamp, Status, StatusReply, Welcome
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,9 @@ class Connection:
         try:
             reply = unpack_reply(self._socket.recv_multipart(), MAX_REPLY_BYTES)
         except Refusal as refusal:
+            if refusal.code == ErrorCode.WRONG_VERSION:
+                hint = REMEDIES[refusal.code].hint
+                raise IncompatibleServerError(f"{self.endpoint}: {refusal}", hint=hint) from refusal
             log.warning("%s sent something unreadable: %s", self.endpoint, refusal)
             return None
         self._last_seen = time.monotonic()

@@ -72,13 +72,13 @@ class Stamp(Struct, frozen=True, forbid_unknown_fields=True):
     episode: Count
     sequence: Count
     captured_at: float
-    version: int = PROTOCOL_VERSION
 
 
 class Message(Struct, frozen=True, kw_only=True, tag_field="kind", forbid_unknown_fields=True):
-    """Base of everything on the wire."""
+    """Base of everything on the wire. version: the protocol that the sender speaks."""
 
     stamp: Stamp
+    version: int = PROTOCOL_VERSION
 
 
 class ImageHeader(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,7 +94,7 @@ class ImageHeader(Struct, frozen=True, forbid_unknown_fields=True):
         expected = height * width * channels
         if self.encoding == "raw" and self.size != expected:
             raise ValueError(
-                f"a raw uint8 image {height}x{width}x{channels} is {expected} bytes, header says {self.size}"
+                f"a raw uint8 image {height}x{width}x{channels} is {expected} bytes, its header says {self.size}"
             )
 
 
