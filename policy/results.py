@@ -46,7 +46,7 @@ def write_result(path: Path | str, rows: Sequence[Mapping[str, Any]], headline: 
         "headline": headline,
         "command": _command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "hardware": hardware(),
         "versions": versions(),
         "rows": [dict(row) for row in rows],
@@ -91,7 +91,8 @@ def _command() -> str:
     return shlex.join(["python", str(name), *sys.argv[1:]])
 
 
-def _commit() -> str:
+def commit() -> str:
+    """This repository's commit, with "-dirty" where tracked files differ from it; "" outside a repository."""
     git = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -71,6 +71,17 @@ def find_task(suite: str, number: int) -> Task:
     return tasks[number]
 
 
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """Task or state numbers from numbers and inclusive ranges: "0,3,5-7" is (0, 3, 5, 6, 7). Raises ValueError."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if found is None:
+            raise ValueError(f"{part!r} in {text!r} is neither a number nor a range such as 0-9")
+        numbers.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return tuple(dict.fromkeys(numbers))
+
+
 @cache
 def _complete_suites() -> dict[str, tuple[Task, ...]]:
     """Suites that the package not only names but also ships: every task has its scene and its initial states."""

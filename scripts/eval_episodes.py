@@ -1,0 +1,109 @@
+"""Evaluate a policy on LIBERO and print success rates with their intervals.
+
+    python scripts/eval_episodes.py --suites libero_object --endpoint tcp://127.0.0.1:5555 --output runs/object.jsonl
+    python scripts/eval_episodes.py --policy expert --initial-states 0-4 --workers 2 --output runs/expert.jsonl
+
+Run it again with the same output to go on where it stopped; episodes that ended in errors are then repeated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+
+from policy.results import write_result
+from sim.evaluation import EvaluationConfig, evaluate
+from sim.protocol import Protocol
+from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
+from sim.suites import STEP_LIMITS, parse_numbers
+from sim.summary import headline, summarise, summary_table
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    policy = parser.add_argument_group("policy (give one of the first three)")
+    policy.add_argument("--endpoint", type=str, default="", help="address of a running policy server")
+    policy.add_argument("--checkpoint", type=str, default="", help="directory or hub id, loaded in this process")
+    policy.add_argument("--policy", type=str, default="", help='"expert": the scripted one that reads the simulator')
+    policy.add_argument("--unnorm-key", type=str | None, default=None, help="with --checkpoint: dataset statistics")
+    policy.add_argument("--device", type=str, default="auto", help="with --checkpoint")
+    policy.add_argument("--dtype", type=str, default="auto", help="with --checkpoint: auto, float32 or bfloat16")
+    episodes = parser.add_argument_group("episodes")
+    episodes.add_argument("--suites", nargs="+", type=str, default=list(STEP_LIMITS)[:3], help="LIBERO(-PRO) suites")
+    episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
+    episodes.add_argument("--initial-states", type=str, default="0-49", help="official ones, e.g. 0-49")
+    episodes.add_argument("--protocol", type=Protocol, default={}, help="deviations from the official protocol")
+    episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
+    results = parser.add_argument_group("results")
+    results.add_argument("--output", type=Path, required=True, help="JSONL file, one line per episode")
+    results.add_argument("--summary", type=Path | None, default=None, help="JSON file for the table")
+    results.add_argument("--video", type=Path | None, default=None, help="folder for films")
+    results.add_argument("--videos-per-task", type=int, default=1, help="films of the first episodes of each task")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
+    chosen = parser.parse_args()
+    if sum(map(bool, (chosen.endpoint, chosen.checkpoint, chosen.policy))) != 1:
+        parser.error("give exactly one of --endpoint, --checkpoint and --policy")
+    if chosen.policy not in ("", "expert"):
+        parser.error(f"--policy {chosen.policy!r}: the only one known by name is 'expert'")
+    try:
+        config = EvaluationConfig(
+            output=chosen.output,
+            suites=tuple(chosen.suites),
+            tasks=parse_numbers(chosen.tasks),
+            init_states=parse_numbers(chosen.initial_states),
+            workers=chosen.workers,
+            protocol=Protocol(**chosen.protocol.as_dict()),
+            videos=chosen.video,
+            videos_per_task=chosen.videos_per_task,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        with policy_source(chosen) as source:
+            records = evaluate(config, source)
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; run the same command again to go on from {config.output}") from None
+    summaries = summarise(records)
+    first = records[0]
+    title = f"{first.policy_id}, {first.decoder} decoding, {first.clock} clock"
+    console = Console()
+    console.print(summary_table(summaries, title))
+    console.print(f"protocol: official, but {'; '.join(first.protocol_deviations)}")
+    if chosen.summary:
+        write_result(chosen.summary, [summary.row() for summary in summaries], headline(summaries, first.policy_id))
+
+
+@contextlib.contextmanager
+def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
+    """What the workers get their policy from; a checkpoint is served from this process, so all workers share it."""
+    if chosen.policy:
+        yield ScriptedExpert()
+        return
+    if chosen.endpoint:
+        yield RemotePolicy(chosen.endpoint)
+        return
+    from bridge.server import PolicyServer
+    from policy.runtime import Policy
+
+    def load(report: object) -> Policy:
+        return Policy.load(chosen.checkpoint, unnorm_key=chosen.unnorm_key, device=chosen.device, dtype=chosen.dtype)
+
+    server = PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers).start()
+    try:
+        server.wait_ready()
+        yield RemotePolicy(server.endpoint)
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""A whole evaluation: which episodes, resumed from what is on disk, run by workers, recorded one by one.
+
+Knows how to turn an episode's outcome into a record. Does not know how success is summarised (`sim.summary`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from policy.results import commit, versions
+from policy.types import PolicySpec
+from sim.environments import task_instruction
+from sim.episode import LOCK_STEP
+from sim.protocol import OFFICIAL, Protocol
+from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
+from sim.sources import PolicySource
+from sim.video import require_encoder
+from sim.workers import EpisodeDone, EpisodeFailed, EpisodeItem, WorkerPool
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationConfig:
+    """What to evaluate.
+
+    output: the JSONL file; episodes it holds already are not run again, errors are.
+    suites, tasks, init_states: every task of these numbers in every suite, from every one of these initial states.
+    workers: processes, each with a simulator of its own.
+    videos: folder for films of the first videos_per_task episodes of each task; None for no films.
+    """
+
+    output: Path
+    suites: tuple[str, ...]
+    tasks: tuple[int, ...] = tuple(range(10))
+    init_states: tuple[int, ...] = tuple(range(50))
+    workers: int = 1
+    protocol: Protocol = OFFICIAL
+    videos: Path | None = None
+    videos_per_task: int = 1
+
+    def __post_init__(self) -> None:
+        if not (self.suites and self.tasks and self.init_states):
+            raise ValueError("name at least one suite, one task and one initial state")
+        if min(self.tasks) < 0 or min(self.init_states) < 0:
+            raise ValueError(f"tasks and initial states count from 0, got {self.tasks} and {self.init_states}")
+        for name in ("workers", "videos_per_task"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def items(self) -> list[EpisodeItem]:
+        """Every episode, task by task."""
+        return [
+            EpisodeItem(suite, task, state, self._video(suite, task, position))
+            for suite in self.suites
+            for task in self.tasks
+            for position, state in enumerate(self.init_states)
+        ]
+
+    def _video(self, suite: str, task: int, position: int) -> Path | None:
+        if self.videos is None or position >= self.videos_per_task:
+            return None
+        return self.videos / f"{suite}-{task:02d}-{self.init_states[position]:02d}.mp4"
+
+
+def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool = True) -> list[EpisodeRecord]:
+    """Runs what is missing and returns the newest record of every episode of `config`, earlier runs' included.
+
+    Privileged policies are run without rendering, unless films are wanted. An interrupt leaves a valid file.
+    Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, and UnknownSuiteError.
+    """
+    if config.videos:
+        require_encoder()
+    spec = source.spec()
+    recorder = _Recorder(spec, config.protocol)
+    log = EpisodeLog(config.output)
+    known = {key for key, record in newest_by_key(log.records).items() if record.outcome is not Outcome.ERROR}
+    items = config.items()
+    missing = [item for item in items if recorder.key(item) not in known]
+    render = not spec.privileged or config.videos is not None
+    pool = WorkerPool(source, config.workers, render, config.protocol)
+    with _Display(len(items), len(missing), progress) as display, pool:
+        for item, outcome in pool.run(missing):
+            record = recorder.record(item, outcome)
+            log.append(record)
+            display.count(record)
+    newest = newest_by_key(log.records)
+    return [newest[recorder.key(item)] for item in items]
+
+
+class _Recorder:
+    """Turns outcomes into records; everything that is the same for all episodes is collected once."""
+
+    def __init__(self, spec: PolicySpec, protocol: Protocol) -> None:
+        self._spec = spec
+        self._protocol = protocol
+        self._commit = commit()
+        self._versions = versions() | {f"policy:{name}": version for name, version in spec.versions.items()}
+
+    def key(self, item: EpisodeItem) -> EpisodeKey:
+        """What the record of this episode will be found by."""
+        spec = self._spec
+        policy = (spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder)
+        return EpisodeKey(item.suite, item.task, item.init_state, *policy, LOCK_STEP, self._protocol.deviations())
+
+    def record(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
+        """The record of an episode that has just ended."""
+        done = outcome if isinstance(outcome, EpisodeDone) else None
+        result = done.result if done else None
+        return EpisodeRecord(
+            **self.key(item)._asdict(),
+            instruction=task_instruction(item.suite, item.task),
+            seed=self._protocol.simulator_seed,
+            device=self._spec.device,
+            dtype=self._spec.dtype,
+            privileged=self._spec.privileged,
+            renderer=done.renderer if done else "",
+            versions=self._versions,
+            commit=self._commit,
+            outcome=_outcome(outcome),
+            end_reason=_end_reason(outcome),
+            error="" if isinstance(outcome, EpisodeDone) else outcome.message,
+            steps=result.steps if result else 0,
+            latency=Latency.of(result.decision_ms) if result else None,
+            target_passes=sum(result.target_passes) / result.steps if result else 0.0,
+            seconds=done.seconds if done else 0.0,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+
+def _outcome(outcome: EpisodeDone | EpisodeFailed) -> Outcome:
+    if isinstance(outcome, EpisodeFailed):
+        return Outcome.ERROR
+    return Outcome.SUCCESS if outcome.result.success else Outcome.FAILURE
+
+
+def _end_reason(outcome: EpisodeDone | EpisodeFailed) -> EndReason:
+    if isinstance(outcome, EpisodeFailed):
+        return outcome.reason
+    return EndReason.SOLVED if outcome.result.success else EndReason.STEP_LIMIT
+
+
+class _Display:
+    """A progress bar with the success rate so far."""
+
+    def __init__(self, episodes: int, missing: int, visible: bool) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=not visible)
+        self._task = self._progress.add_task("starting", total=episodes, completed=episodes - missing)
+        self._counts = dict.fromkeys(Outcome, 0)
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def count(self, record: EpisodeRecord) -> None:
+        """One more episode has ended."""
+        self._counts[record.outcome] += 1
+        valid = self._counts[Outcome.SUCCESS] + self._counts[Outcome.FAILURE]
+        errors = f", {self._counts[Outcome.ERROR]} errors" if self._counts[Outcome.ERROR] else ""
+        rate = f"{self._counts[Outcome.SUCCESS]}/{valid} solved{errors}"
+        self._progress.update(self._task, advance=1, description=f"{record.suite} task {record.task}: {rate}")

@@ -1,0 +1,113 @@
+"""Success rates, speed and errors of an evaluation, by task and by suite, as numbers and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from sim.records import EpisodeRecord, Outcome
+from sim.statistics import SuccessRate
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Some episodes of one suite, of one task or (`task` is None) of all.
+
+    rate: without errors. steps, p50_ms, p95_ms, target_passes: means over the valid episodes, NaN without any; the
+    latencies are means of each episode's own percentiles.
+    """
+
+    suite: str
+    task: int | None
+    instruction: str
+    rate: SuccessRate
+    errors: int
+    steps: float
+    p50_ms: float
+    p95_ms: float
+    target_passes: float
+
+    @classmethod
+    def of(cls, records: list[EpisodeRecord], task: int | None) -> Summary:
+        """Summary of at least one record, all of the same suite."""
+        valid = [record for record in records if record.outcome is not Outcome.ERROR]
+        solved = sum(record.outcome is Outcome.SUCCESS for record in valid)
+        latencies = [record.latency for record in valid if record.latency]
+        return cls(
+            suite=records[0].suite,
+            task=task,
+            instruction=records[0].instruction if task is not None else "",
+            rate=SuccessRate(solved, len(valid)),
+            errors=len(records) - len(valid),
+            steps=_mean(record.steps for record in valid),
+            p50_ms=_mean(latency.p50_ms for latency in latencies),
+            p95_ms=_mean(latency.p95_ms for latency in latencies),
+            target_passes=_mean(record.target_passes for record in valid),
+        )
+
+    def row(self) -> dict[str, Any]:
+        """As one flat row for `policy.results.write_result`, numbers that do not exist as None."""
+        low, high = self.rate.interval()
+        numbers = {
+            "rate": self.rate.rate,
+            "wilson95_low": low,
+            "wilson95_high": high,
+            "mean_steps": self.steps,
+            "latency_p50_ms": self.p50_ms,
+            "latency_p95_ms": self.p95_ms,
+            "target_passes_per_action": self.target_passes,
+        }
+        counts = {"successes": self.rate.successes, "episodes": self.rate.episodes, "errors": self.errors}
+        named = {"suite": self.suite, "task": self.task, "instruction": self.instruction}
+        return named | counts | {name: None if np.isnan(value) else value for name, value in numbers.items()}
+
+
+def summarise(records: Iterable[EpisodeRecord]) -> list[Summary]:
+    """One Summary per task and, after its tasks, one per suite, in the order the suites first appear."""
+    by_suite: dict[str, dict[int, list[EpisodeRecord]]] = {}
+    for record in records:
+        by_suite.setdefault(record.suite, {}).setdefault(record.task, []).append(record)
+    summaries = []
+    for tasks in by_suite.values():
+        summaries += [Summary.of(tasks[task], task) for task in sorted(tasks)]
+        summaries.append(Summary.of([record for group in tasks.values() for record in group], None))
+    return summaries
+
+
+def headline(summaries: Iterable[Summary], policy_id: str) -> str:
+    """The finding in one sentence: each suite's success with its interval, and the errors if there are any."""
+    parts = [f"{s.suite} {_rate_text(s.rate)}" for s in summaries if s.task is None]
+    errors = sum(s.errors for s in summaries if s.task is None)
+    return f"{policy_id}: {'; '.join(parts)}" + (f"; {errors} episodes ended in errors" if errors else "")
+
+
+def summary_table(summaries: Iterable[Summary], title: str) -> Table:
+    """For the terminal."""
+    table = Table(title=title)
+    table.add_column("suite, task", no_wrap=True)
+    for name in ("solved", "95 % interval", "errors", "steps", "p50 ms", "p95 ms", "passes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for summary in summaries:
+        low, high = summary.rate.interval()
+        counts = (f"{summary.rate.successes}/{summary.rate.episodes}", f"{low:.1%}-{high:.1%}", str(summary.errors))
+        measured = (f"{value:.1f}" for value in (summary.steps, summary.p50_ms, summary.p95_ms, summary.target_passes))
+        name = f"{summary.suite} {'all' if summary.task is None else summary.task}"
+        last = summary.task is None
+        table.add_row(name, *counts, *measured, style="bold" if last else None, end_section=last)
+    return table
+
+
+def _rate_text(rate: SuccessRate) -> str:
+    if not rate.episodes:
+        return "none valid"
+    low, high = rate.interval()
+    return f"{rate.successes}/{rate.episodes} = {rate.rate:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _mean(values: Iterable[float]) -> float:
+    collected = list(values)
+    return float(np.mean(collected)) if collected else float("nan")
