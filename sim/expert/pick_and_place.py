@@ -35,6 +35,7 @@ CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close i
 KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
 FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
 FULLY_ALIGNED = 0.15  # beyond this angle stay at hover height
+FOLDED = 0.36  # horizontal distance of the hand from the robot's base below which the elbow is at its limit
 APPROACH_SPEED, LIFT_SPEED, LOWER_SPEED = 0.9, 0.12, 0.6
 
 
@@ -107,8 +108,8 @@ class PickAndPlace:
         if placement.detour is not None:
             offset, height, planar = placement.detour.offset, placement.detour.height, placement.detour.planar
             release = False
-        # The lift starts softly instead of waiting for the grip to firm up.
-        lifted = hand[2] - self._first_grasp_height
+        # The lift starts softly instead of waiting for the grip to firm up; a thing that fell lower is lifted at speed.
+        lifted = abs(hand[2] - self._first_grasp_height)
         speed = min(unit_clip(LIFT_SPEED + lifted / 0.03, LIFT_SPEED), CRUISE) if height > hand[2] else LOWER_SPEED
         phase = "release" if release else "lift" if planar < 0.5 else "place" if distance < placement.near else "carry"
         target = np.array([hand[0] + offset[0], hand[1] + offset[1], height])
@@ -128,6 +129,12 @@ class PickAndPlace:
         if gap > approach.empty_gap and (ready or (near and gap < FINGERS_MOVING)):
             action = servo(state, grasp.position, grasp.rotation, CLOSE, planar=0.3, vertical=0.3)
             return Decision(action, "close")
+        outward = (hand - state.base_position) * [1.0, 1.0, 0.0]
+        reach = float(np.linalg.norm(outward))
+        if reach < min(FOLDED, float(np.hypot(*(grasp.position - state.base_position)[:2])) - 0.03):
+            # A folded arm cannot rise or turn, so the funnel below would wait for ever.
+            target = above(hand + outward * (0.05 / reach), 0.02)
+            return Decision(servo(state, target, state.hand_rotation, OPEN), "unfold")
         if approach.turn_at is not None and angle > approach.turn_beyond:
             action = servo(state, approach.turn_at(state), grasp.rotation, OPEN, gain=GAIN, turn=0.8)
             return Decision(action, "turn")

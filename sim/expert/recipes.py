@@ -91,17 +91,17 @@ def _bowl_onto_plate(state: SimulatorState, name: str, plate: str) -> Skill:
     def over_plate(now: SimulatorState) -> np.ndarray:
         return above(now.position(plate), 0.003)
 
-    travel = TABLE + 0.065
+    travel = max(TABLE, state.bounds(name)[0][2]) + 0.065  # clear of a stove or ramekin that the bowl stands on
     start = state.start_of(name)
     if start == _IN_DRAWER:
         # Turned and further in, so that the outer finger misses the drawer's wall.
         grasp = RimGrasp(name, direction=2.2, radius=0.034, depth=0.012)
         slide = SlideOutOfDrawer(state, name, grasp)
-        placement = PlaceOn(name, over_plate, travel, blend=0.03, high_start=(0.12, 0.20, 1.14), detour=slide)
+        placement = PlaceOn(name, over_plate, TABLE + 0.065, blend=0.03, high_start=(0.12, 0.20, 1.14), detour=slide)
         approach = Approach(hover=0.07, safe_height=1.22, empty_gap=0.0006, lean=True)
     elif start == _ON_CABINET:
         grasp = RimGrasp(name)
-        placement = PlaceOn(name, over_plate, travel, high_start=(0.25, 0.33, 1.15))
+        placement = PlaceOn(name, over_plate, TABLE + 0.065, high_start=(0.25, 0.33, 1.15))
         approach = Approach(hover=0.07, safe_height=1.24, empty_gap=0.0006, lean=True)
     else:
         grasp = RimGrasp(name)
