@@ -6,10 +6,10 @@ nothing of sockets, simulators or of how any stage works inside.
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -26,6 +26,7 @@ from policy.openvla.config import IMAGE_SIDE
 from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
+from policy.results import versions
 from policy.types import Action, Observation, PolicySpec
 
 State = Literal["loading", "warming", "testing", "ready", "closed"]
@@ -96,6 +97,8 @@ class Policy:
         self._spec = spec
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
         self._decoder = AutoregressiveDecoder(model)
+        # One frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
+        self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
 
     @property
     def spec(self) -> PolicySpec:
@@ -157,13 +160,14 @@ class Policy:
 
     def close(self) -> None:
         """Let go of the model and its device memory; no action can be asked for afterwards."""
+        self._preprocessors.shutdown()
         del self._model, self._decoder
 
     def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Network input `[B, 6, 224, 224]` for camera frames."""
         path = cast(ImagePath, self._spec.image_path)
-        pixels = np.stack([pixel_values(image, path, self._settings) for image in images])
-        return torch.from_numpy(pixels).to(self._model.device)
+        pixels = self._preprocessors.map(lambda image: pixel_values(image, path, self._settings), images)
+        return torch.from_numpy(np.stack(list(pixels))).to(self._model.device)
 
 
 def describe_policy(
@@ -189,10 +193,7 @@ def describe_policy(
         decoder=AutoregressiveDecoder.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        versions={
-            "python": platform.python_version(),
-            **{package: version(package) for package in ("specact", "torch", "transformers", "numpy", "pillow")},
-        },
+        versions=versions(),
     )
 
 

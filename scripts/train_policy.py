@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(TrainingConfig)
     values = parser.parse_args()
-    config = parser.instantiate_classes(values)
+    config = parser.instantiate(values)
     config.pop("config", None)
     directory = BehaviorCloning(TrainingConfig(**config)).run()
     print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}")

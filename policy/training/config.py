@@ -14,7 +14,7 @@ from policy.training.objective import ObjectiveConfig
 HEAD_SIZE = 128  # of the language model, as in Llama
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: jsonargparse reads a nested default's __dict__
 class NetworkSize:
     """Widths of the small policy: whole fractions of OpenVLA-7B's (1024, 1152, 4096) with its head sizes 64, 72 and
     128, so that repeating features widens it exactly to the published shape.

@@ -17,7 +17,7 @@ POSE_DIMENSIONS = 6
 IGNORED = -1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: jsonargparse reads a nested default's __dict__
 class ObjectiveConfig:
     """sigma_bins: width of the Gaussian target over pose bins; a miss by one bin is no miss by a hundred.
     gripper_weight: weight of the gripper's cross-entropy, 1 = as one of seven dimensions.
