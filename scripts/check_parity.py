@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +27,7 @@ from policy.parity.network import (
     check_training_examples,
     check_vision,
 )
+from policy.types import Action, DecodeTrace
 
 
 @torch.inference_mode()
@@ -38,11 +41,25 @@ def compare(checkpoint: Path, golden: GoldenSet, device: torch.device, dtype: st
     check_prediction(Recording(report, golden, "arrays/predict.npz", "predict"), subject)
     check_libero_predictions(Recording(report, golden, "arrays/libero_path.npz", "LIBERO"), subject)
     check_training_examples(Recording(report, golden, "arrays/training_examples.npz", "training"), subject)
+    check_simulator_actions(Recording(report, golden, "arrays/libero_path.npz", "LIBERO"))
     for variant in golden.variants:
         model = load_checkpoint(checkpoint, device, DTYPES[dtype], config_file=variant / "config.json")
         subject = Subject.of(model, checkpoint, tolerances)
         check_prediction(Recording(report, golden, f"{variant.name}/predict.npz", variant.name), subject)
     return report
+
+
+def check_simulator_actions(recording: Recording) -> None:
+    """What the simulator is sent for a recorded action. The policy is not concerned, so this needs the `sim` package's
+    extra.
+    """
+    try:
+        from sim.episode import simulator_action
+    except ModuleNotFoundError:
+        return
+    if (actions := recording.array("actions_libero_spatial")) is not None:
+        sent = [simulator_action(Action(values, np.zeros(0, np.int64), DecodeTrace(0))) for values in actions]
+        recording.close("simulator actions", "env_actions", np.array(sent), 1e-9)
 
 
 def show(report: Report, golden: GoldenSet, console: Console) -> None:
@@ -61,13 +78,13 @@ def show(report: Report, golden: GoldenSet, console: Console) -> None:
         console.print(f"[red]{check.name}[/]: first difference at {check.detail}", highlight=False)
 
 
-def main() -> int:
+def main(arguments_given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="checkpoint directory or hub id")
     parser.add_argument("--golden", required=True, type=Path, help="directory with golden.json, arrays/ and images/")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="also decides the tolerances")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments_given)
     console = Console()
     golden = GoldenSet(arguments.golden)
     report = compare(locate_checkpoint(arguments.checkpoint), golden, choose_device(arguments.device), arguments.dtype)

@@ -1,0 +1,79 @@
+"""A small random OpenVLA and its checkpoint, and the way to a full golden set where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from small_openvla import INSTRUCTIONS, statistics_json
+
+from policy.openvla.checkpoint import save_checkpoint
+from policy.openvla.config import LanguageConfig, OpenVLAConfig, TowerConfig
+from policy.openvla.model import OpenVLA
+from policy.openvla.word_tokenizer import build_word_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    build_word_tokenizer(INSTRUCTIONS, directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_config(tmp_path_factory: pytest.TempPathFactory) -> OpenVLAConfig:
+    """Every dimension differs from every other, so that a mix-up cannot fit by accident."""
+    vocabulary = build_word_tokenizer(INSTRUCTIONS, tmp_path_factory.mktemp("sizes"))
+    return OpenVLAConfig(
+        dinov2=TowerConfig("dinov2", width=128, blocks=3, mlp=192),
+        siglip=TowerConfig("siglip", width=72, blocks=2, mlp=90),
+        language=LanguageConfig(
+            vocabulary=vocabulary.model_vocab_size,
+            width=96,
+            mlp=160,
+            layers=2,
+            heads=4,
+            key_value_heads=2,
+            head_size=32,
+        ),
+        pad_token_id=vocabulary.vocab_size,
+    )
+
+
+@pytest.fixture(scope="session")
+def small_model(small_config: OpenVLAConfig) -> OpenVLA:
+    """Random float32 weights, the same in every run, drawn so that no part is idle and tokens depend on all inputs."""
+    torch.manual_seed(0)
+    model = OpenVLA.from_config(small_config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed" in name and "patch_embed" not in name:
+                parameter.normal_()
+            elif parameter.ndim > 1:
+                parameter.mul_(3)
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_model: OpenVLA, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model on disk in bfloat16. Read only."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "small"
+    save_checkpoint(small_model, directory, tokenizer_directory=tokenizer_directory, statistics=statistics_json())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def golden_directory() -> Path:
+    """A complete golden set: named by SPECACT_GOLDEN, or beside the repository."""
+    directory = Path(os.environ.get("SPECACT_GOLDEN") or ROOT.parent / "shared" / "golden" / "openvla-tiny")
+    if not (directory / "golden.json").is_file():
+        pytest.skip(
+            f"no complete golden set at {directory} (SPECACT_GOLDEN names one); its inputs are tested from tests/data"
+        )
+    return directory

@@ -1,0 +1,138 @@
+"""A checkpoint comes to life as a policy, in order, and is refused where it cannot be one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small_openvla import INSTRUCTIONS, statistics_json
+
+from policy import hardware
+from policy.openvla.checkpoint import checkpoint_hash
+from policy.runtime import Policy, SelfTestError
+from policy.types import ActionPolicy, Observation
+
+
+@pytest.fixture(scope="module")
+def policy(small_checkpoint: Path) -> Policy:
+    return Policy.load(small_checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def copied(small_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_checkpoint, tmp_path / "copy"))
+
+
+def observations() -> list[Observation]:
+    noise = np.random.default_rng(0)
+    return [
+        Observation(noise.integers(0, 256, (256, 256, 3), dtype=np.uint8), instruction)
+        for instruction in (*INSTRUCTIONS, INSTRUCTIONS[0])
+    ]
+
+
+def test_spec_says_what_was_loaded(policy: Policy, small_checkpoint: Path) -> None:
+    spec = policy.spec
+    assert isinstance(policy, ActionPolicy)
+    assert spec.checkpoint_hash == checkpoint_hash(small_checkpoint)
+    assert (spec.unnorm_key, spec.image_path, spec.control_hz) == ("libero_test", "libero", 20.0)
+    assert (spec.device, spec.dtype, spec.decoder) == ("cpu", "float32", "autoregressive")
+    assert spec.prompt_template == "In: What action should the robot take to {instruction}?\nOut:"
+    assert spec.versions["torch"] == torch.__version__
+
+
+def test_states_come_in_order(small_checkpoint: Path) -> None:
+    states: list[str] = []
+    Policy.load(small_checkpoint, device="cpu", dtype="float32", on_state=states.append)
+    assert states == ["loading", "warming", "testing", "ready"]
+
+
+def test_batch_gives_the_actions_of_single_frames(policy: Policy) -> None:
+    batch = policy.act_batch(observations(), ["a", "b", "c"])
+    for action, observation in zip(batch, observations(), strict=True):
+        alone = policy.act(observation)
+        assert action.tokens.tolist() == alone.tokens.tolist()
+        assert np.array_equal(action.values, alone.values)
+    assert batch[0].tokens.tolist() != batch[2].tokens.tolist()
+
+
+def test_action_is_the_unnormalised_tokens(policy: Policy, small_checkpoint: Path) -> None:
+    action = policy.act(observations()[0])
+    config = json.loads((small_checkpoint / "config.json").read_text())
+    size = config["text_config"]["vocab_size"] - 64
+    edges = np.linspace(-1, 1, 256)
+    bins = np.clip(size - action.tokens - 1, 0, 254)
+    expected = (edges[:-1] + edges[1:])[bins] / 2
+    expected[:6] *= np.linspace(0.5, 1.0, 7)[:6]  # the data set's q99 = -q01; its mask leaves the gripper out
+    np.testing.assert_allclose(action.values, expected, atol=1e-6)
+    assert action.values.dtype == np.float32
+
+
+def test_trace_times_every_stage(policy: Policy) -> None:
+    stage_ms = policy.act(observations()[0]).trace.stage_ms
+    assert list(stage_ms) == ["preprocess", "vision", "prefill", "decode", "postprocess"]
+    assert all(milliseconds > 0 for milliseconds in stage_ms.values())
+
+
+def test_image_path_follows_the_statistics_unless_said(copied: Path) -> None:
+    (copied / "dataset_statistics.json").write_text(json.dumps(statistics_json("bridge_orig")))
+    bridge = Policy.load(copied, device="cpu", dtype="float32")
+    assert (bridge.spec.image_path, bridge.spec.control_hz) == ("processor", 5.0)
+    assert Policy.load(copied, device="cpu", dtype="float32", image_path="libero").spec.image_path == "libero"
+
+
+def test_unknown_key_is_refused_before_the_weights_are_read(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"'libero_gaol'.*libero_test"):
+        Policy.load(copied, unnorm_key="libero_gaol", device="cpu")
+
+
+def test_model_that_ignores_its_image_is_refused(copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    tensors["projector.fc3.weight"].zero_()
+    save_file(tensors, copied / "model.safetensors")
+    with pytest.raises(SelfTestError, match="same logits for a black and a white frame"):
+        Policy.load(copied, device="cpu", dtype="float32")
+
+
+def test_model_with_infinite_logits_is_refused(copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    tensors["language_model.lm_head.weight"][7] = torch.nan
+    save_file(tensors, copied / "model.safetensors")
+    with pytest.raises(SelfTestError, match=r"2 of .* logits are not finite in float32"):
+        Policy.load(copied, device="cpu", dtype="float32")
+
+
+def test_batches_need_a_session_each(policy: Policy) -> None:
+    with pytest.raises(ValueError, match="one session per observation, got 3 and 1"):
+        policy.act_batch(observations(), ["a"])
+    with pytest.raises(ValueError, match="got 0 and 0"):
+        policy.act_batch([], [])
+
+
+def test_closed_policy_acts_no_more(small_checkpoint: Path) -> None:
+    policy = Policy.load(small_checkpoint, device="cpu", dtype="float32")
+    policy.close()
+    policy.close()
+    with pytest.raises(RuntimeError, match="policy is closed"):
+        policy.act(observations()[0])
+
+
+def test_hardware_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert hardware.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    for fast, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(hardware, "_cpu_multiplies_bfloat16", lambda fast=fast: fast)
+        assert hardware.choose_dtype("auto", cpu) == expected
+    assert hardware.choose_dtype("float32", cpu) == torch.float32
+    with pytest.raises(ValueError, match="'float8'"):
+        hardware.choose_dtype("float8", cpu)
+    with pytest.raises(ValueError, match="'tpu'"):
+        hardware.choose_device("tpu")
+    with pytest.raises(ValueError, match="CUDA devices are visible"):
+        hardware.choose_device("cuda:63")
