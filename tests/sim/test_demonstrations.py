@@ -1,0 +1,115 @@
+"""Recording demonstrations: what a row holds, that frames can be rendered again, and what must never be recorded."""
+
+from itertools import islice
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from policy.openvla.images import decode_frame, encode_frame
+from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration
+from sim.demonstrations import privileged, record_episode
+from sim.expert import make_expert
+from sim.libero import LiberoEnv
+from sim.noise import BurstNoise
+from sim.protocol import Protocol
+
+STEPS = 5
+ALWAYS_NOISY = BurstNoise(0.3, start_probability=1.0)
+
+
+def test_noise_comes_in_bursts_and_repeats_with_its_seed():
+    noise = BurstNoise(0.25)
+    rows = np.stack(list(islice(noise.stream(np.random.default_rng(3)), 20_000)))
+    again = np.stack(list(islice(noise.stream(np.random.default_rng(3)), 20_000)))
+    np.testing.assert_array_equal(rows, again)
+    noisy = rows.any(1)
+    # A burst of 8 steps on average after 1 / 0.06 quiet ones: about a third of all steps.
+    assert 0.27 < noisy.mean() < 0.37
+    assert rows[noisy].std() == pytest.approx(0.25 * np.hypot(1.0, 0.7), rel=0.05)
+    assert np.count_nonzero(np.diff(noisy)) < 0.15 * len(rows)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"sigma": 1.5}, {"sigma": 0.2, "start_probability": 2}, {"sigma": 0.2, "mean_length": 0}]
+)
+def test_noise_settings_are_checked(settings):
+    with pytest.raises(ValueError, match="must be"):
+        BurstNoise(**settings)
+
+
+@pytest.fixture(scope="module")
+def env():
+    world = LiberoEnv("libero_spatial", 0, protocol=Protocol(step_limit=STEPS))
+    yield world
+    world.close()
+
+
+@pytest.fixture(scope="module")
+def recorded(env) -> Demonstration:
+    return record_episode(env, 1001, noise=ALWAYS_NOISY)
+
+
+@pytest.mark.libero
+def test_a_recording_has_a_row_per_step(recorded, env):
+    assert len(recorded) == STEPS
+    assert not recorded.meta.success
+    assert (recorded.meta.suite, recorded.meta.task, recorded.meta.seed) == ("libero_spatial", 0, 1001)
+    assert recorded.meta.instruction == env.instruction
+    assert recorded.meta.versions["mujoco"] == "3.3.2"
+    assert decode_frame(recorded.frame_jpeg(STEPS - 1)).shape == (224, 224, 3)
+
+
+@pytest.mark.libero
+def test_labels_are_clean_and_executed_actions_are_not(recorded):
+    assert (recorded.actions[:, 6] == 1.0).all(), "the expert approaches with an open gripper, which is 1 here"
+    np.testing.assert_array_equal(recorded.executed[:, 6], recorded.actions[:, 6])
+    assert np.abs(recorded.executed[:, :6] - recorded.actions[:, :6]).min(1).max() > 0.0
+    assert np.abs(recorded.executed[:, :6]).max() <= 1.0
+
+
+@pytest.mark.libero
+def test_privileged_values_are_where_the_things_are(recorded, env):
+    env.reset(seed=1001)
+    state = make_expert(env).state
+    row = dict(zip(PRIVILEGED_NAMES, recorded.privileged[0], strict=True))
+    moved = np.array([row[f"hand_{a}"] + row[f"object_from_hand_{a}"] for a in "xyz"])
+    np.testing.assert_allclose(moved, state.position("akita_black_bowl_1"), atol=1e-6)
+    goal = moved + [row[f"goal_from_object_{a}"] for a in "xyz"]
+    np.testing.assert_allclose(goal, state.position("plate_1"), atol=1e-6)
+    assert 0.07 < row["finger_gap"] <= 0.081
+
+
+@pytest.mark.libero
+def test_a_frame_can_be_rendered_again_from_what_is_stored(recorded, env):
+    env.reset(seed=1234)  # another scene: cabinet, stove and everything on the table stand elsewhere
+    model = env.simulator.sim.model._model
+    model.body_pos[:], model.body_quat[:] = recorded.body_positions, recorded.body_quaternions
+    env.simulator.set_state(recorded.states[2])
+    env.simulator.sim.forward()
+    # MuJoCo's derived positions are one substep of 2 ms older than the state that a step leaves behind.
+    np.testing.assert_allclose(privileged(make_expert(env).state), recorded.privileged[2], atol=1e-3)
+    executed = recorded.executed[2].astype(np.float64)
+    executed[6] = 1.0 - 2.0 * executed[6]
+    observed = env.step(executed)[0]
+    assert encode_frame(observed["image"]) == recorded.frame_jpeg(3)
+
+
+@pytest.mark.libero
+def test_a_driver_decides_what_is_executed_and_the_label_stays_the_experts(env):
+    stand_still = np.array([0, 0, 0, 0, 0, 0, 0.9], np.float32)
+    recorded = record_episode(env, 1002, driver=lambda observation, label: stand_still, driver_name="still")
+    assert recorded.meta.driver == "still"
+    np.testing.assert_array_equal(recorded.executed, np.tile([0, 0, 0, 0, 0, 0, 1.0], (STEPS, 1)))
+    assert np.abs(recorded.actions[:, :3]).max() > 0.5
+
+
+@pytest.mark.libero
+def test_evaluation_scenes_are_never_recorded(env):
+    with pytest.raises(ValueError, match="seed 0 is kept for evaluation; demonstrations use 1000 and above"):
+        record_episode(env, 0)
+
+
+def test_a_world_without_a_camera_is_refused():
+    with pytest.raises(ValueError, match="render=True"):
+        record_episode(SimpleNamespace(rendered=False), 1000)

@@ -1,0 +1,156 @@
+"""The scripted expert: its geometry, its refusals, and that it solves tasks from random resets."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from policy.types import ActionPolicy, Observation
+from sim.expert import ExpertPolicy, make_expert
+from sim.expert.drawer import Drawer
+from sim.expert.expert import to_openvla
+from sim.expert.grasps import TopGrasp
+from sim.expert.recipes import skill_for
+from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric, rotation_vector
+from sim.expert.servo import CLOSE, OPEN, servo
+from sim.libero import LiberoEnv
+
+
+def hand_at(position, rotation=HAND_DOWN) -> SimpleNamespace:
+    return SimpleNamespace(hand_position=np.array(position, float), hand_rotation=rotation)
+
+
+def box_at(corners: np.ndarray) -> SimpleNamespace:
+    """A state with one object of the given box corners `[8, 3]`."""
+    return SimpleNamespace(corners=lambda _: corners[None], bounds=lambda _: (corners.min(0), corners.max(0)))
+
+
+def box_corners(size, yaw: float) -> np.ndarray:
+    unit = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (0.0, 1.0)])
+    return unit * size @ about_z(yaw).T
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rotation_vector_agrees_with_scipy(seed):
+    rotation = Rotation.random(rng=seed)
+    np.testing.assert_allclose(rotation_vector(rotation.as_matrix()), rotation.as_rotvec(), atol=1e-12)
+    assert angle_between(rotation.as_matrix(), np.eye(3)) == pytest.approx(rotation.magnitude())
+
+
+@pytest.mark.parametrize("axis", [[1, 0, 0], [0, 0, 1], [0.6, -0.8, 0], [-1, 2, 3]])
+def test_rotation_vector_of_half_a_turn(axis):
+    half_turn = Rotation.from_rotvec(np.pi * np.array(axis) / np.linalg.norm(axis))
+    again = Rotation.from_rotvec(rotation_vector(half_turn.as_matrix()))
+    np.testing.assert_allclose(again.as_matrix(), half_turn.as_matrix(), atol=1e-7)
+
+
+def test_the_nearer_of_two_equal_grasps_is_taken():
+    wanted = about_z(np.deg2rad(120)) @ HAND_DOWN
+    assert np.rad2deg(angle_between(nearest_symmetric(wanted, HAND_DOWN), HAND_DOWN)) == pytest.approx(60)
+
+
+def test_servo_keeps_straight_lines_straight_and_within_its_caps():
+    action = servo(hand_at([0, 0, 1]), np.array([0.4, 0.3, 0.0]), about_z(2.0) @ HAND_DOWN, CLOSE, planar=0.5, turn=0.4)
+    np.testing.assert_allclose(action[:3], [0.4, 0.3, -0.95])
+    np.testing.assert_allclose(action[3:6], [0.0, 0.0, 0.4], atol=1e-12)
+    assert action[6] == CLOSE
+
+
+def test_servo_rests_where_it_should_be():
+    np.testing.assert_allclose(
+        servo(hand_at([0.1, 0.2, 1]), np.array([0.1, 0.2, 1]), HAND_DOWN, OPEN)[:6], 0, atol=1e-12
+    )
+
+
+def test_a_box_that_fits_is_taken_along_world_y():
+    grasp = TopGrasp("box", depth=0.03, floor=0.012)(box_at(box_corners([0.2, 0.05, 0.1], 0.0)))
+    np.testing.assert_allclose(grasp.position, [0, 0, 0.07])
+    np.testing.assert_allclose(grasp.rotation, HAND_DOWN)
+
+
+@pytest.mark.parametrize("degrees", [-60, 45, 90])
+def test_a_turned_box_is_taken_across_its_narrow_side(degrees):
+    corners = box_corners([0.2, 0.05, 0.1], np.deg2rad(degrees))
+    fingers = TopGrasp("box", depth=0.03, floor=0.012)(box_at(corners)).rotation[:, 0]
+    assert np.ptp(corners @ fingers) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_a_task_without_a_recipe_is_refused_by_its_goal():
+    with pytest.raises(ValueError, match=r"no recipe for the goal \(on moka_pot_1 flat_stove_1_cook_region\)"):
+        skill_for(SimpleNamespace(goal=("on", "moka_pot_1", "flat_stove_1_cook_region")))
+    with pytest.raises(ValueError, match="'bottom' drawer"):
+        Drawer(SimpleNamespace(), "bottom")
+
+
+def test_the_gripper_is_turned_round_for_openvla():
+    raw = np.array([[0.5, 0, 0, 0, 0, 0, OPEN], [0.5, 0, 0, 0, 0, 0, CLOSE]])
+    assert to_openvla(raw)[:, 6].tolist() == [1.0, 0.0]
+    assert to_openvla(raw)[:, 0].tolist() == [0.5, 0.5]
+    assert raw[0, 6] == OPEN
+
+
+@pytest.fixture(scope="module")
+def spatial():
+    env = LiberoEnv("libero_spatial", 1, render=False)
+    yield env
+    env.close()
+
+
+def solve(env: LiberoEnv, seed: int) -> list[str]:
+    """The phases the expert goes through until success; fails where the step limit comes first."""
+    env.reset(seed=seed)
+    expert, phases = make_expert(env), []
+    while True:
+        _, _, solved, late, _ = env.step(expert.act())
+        if expert.phase not in phases:
+            phases.append(expert.phase)
+        assert not late, f"not solved, phases {phases}"
+        if solved:
+            return phases
+
+
+@pytest.mark.libero
+def test_it_puts_a_bowl_on_the_plate(spatial):
+    assert solve(spatial, seed=7)[:3] == ["reach", "close", "lift"]
+
+
+@pytest.mark.libero
+def test_it_puts_a_can_into_the_basket():
+    env = LiberoEnv("libero_object", 5, render=False)
+    try:
+        assert solve(env, seed=7)[:2] == ["reach", "close"]
+    finally:
+        env.close()
+
+
+@pytest.mark.libero
+def test_deciding_changes_nothing_and_depends_on_the_state_alone(spatial):
+    spatial.reset(seed=11)
+    expert = make_expert(spatial)
+    for _ in range(20):
+        spatial.step(expert.act())
+    before = spatial.state()
+    first, second = expert.act(), expert.act()
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(spatial.state(), before)
+
+
+@pytest.mark.libero
+def test_as_a_policy_it_says_that_it_is_privileged_and_begins_anew_after_a_reset(spatial):
+    policy = ExpertPolicy(spatial)
+    assert isinstance(policy, ActionPolicy)
+    assert policy.spec.privileged
+    for seed in (12, 13):
+        spatial.reset(seed=seed)
+        policy.reset()
+        action = policy.act(Observation(np.zeros((16, 16, 3), np.uint8), spatial.instruction))
+        np.testing.assert_allclose(action.values, to_openvla(make_expert(spatial).act()))
+        assert action.values[6] == 1.0
+
+
+@pytest.mark.libero
+def test_the_state_names_what_it_does_not_find(spatial):
+    spatial.reset(seed=12)
+    with pytest.raises(KeyError, match="no object, body or site called 'teapot_1'"):
+        make_expert(spatial).state.position("teapot_1")
