@@ -33,8 +33,8 @@ REPORTED_PACKAGES = (
 )
 
 
-def write_result(path: Path | str, rows: Sequence[Mapping[str, Any]], headline: str) -> None:
-    """Write `rows` (one flat mapping per line of the table) and `headline` (the finding in one sentence) to `path`.
+def write_result(path: Path | str, rows: Sequence[Mapping[str, Any]], headline: Mapping[str, Any]) -> None:
+    """Write `rows` (one flat mapping per line of the table) and `headline` (the numbers to quote) to `path`.
 
     The file holds the fields command, date (UTC, ISO 8601), commit (with "-dirty" where tracked files differ from it;
     "" outside a repository), hardware, versions, headline and rows. Missing parent folders are made, and the file is
@@ -43,7 +43,7 @@ def write_result(path: Path | str, rows: Sequence[Mapping[str, Any]], headline: 
     Raises ValueError for a value that JSON cannot hold, NaN and infinity included.
     """
     result = {
-        "headline": headline,
+        "headline": dict(headline),
         "command": _command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -92,7 +92,12 @@ def _command() -> str:
 
 
 def commit() -> str:
-    """This repository's commit, with "-dirty" where tracked files differ from it; "" outside a repository."""
+    """This repository's commit, with "-dirty" where tracked files differ from it; "" outside a repository.
+
+    A copy without its history (a container, a cluster node) can be told by the environment variable SPECACT_COMMIT.
+    """
+    if told := os.environ.get("SPECACT_COMMIT"):
+        return told
     git = ["git", "-C", str(REPOSITORY)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -79,7 +79,7 @@ def main() -> None:
     console.print(summary_table(summaries, title))
     console.print(f"protocol: official, but {'; '.join(first.protocol_deviations)}")
     if chosen.summary:
-        write_result(chosen.summary, [summary.row() for summary in summaries], headline(summaries, first.policy_id))
+        write_result(chosen.summary, [summary.row() for summary in summaries], headline(summaries))
 
 
 @contextlib.contextmanager

@@ -62,7 +62,7 @@ def main() -> int:
     picture = f"{arguments.side}x{arguments.side} {arguments.encoding}"
     show(rows, spec, f"{arguments.actions} actions, {picture} picture, {arguments.endpoint}")
     if arguments.output is not None:
-        headline = f"{rows[0].p50_ms:.2f} ms median round trip ({rows[0].p99_ms:.2f} ms p99), {picture} picture"
+        headline = {"round_trip_p50_ms": rows[0].p50_ms, "round_trip_p99_ms": rows[0].p99_ms, "picture": picture}
         context = {"policy": spec.policy_id, "device": spec.device, "dtype": spec.dtype, "decoder": spec.decoder}
         write_result(arguments.output, [context | asdict(row) for row in rows], headline)
     return 0

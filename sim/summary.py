@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from sim.records import EpisodeRecord, Outcome
@@ -78,34 +79,35 @@ def summarise(records: Iterable[EpisodeRecord]) -> list[Summary]:
     return summaries
 
 
-def headline(summaries: Iterable[Summary], policy_id: str) -> str:
-    """The finding in one sentence: each suite's success with its interval, and the errors if there are any."""
-    parts = [f"{s.suite} {_rate_text(s.rate)}" for s in summaries if s.task is None]
-    errors = sum(s.errors for s in summaries if s.task is None)
-    return f"{policy_id}: {'; '.join(parts)}" + (f"; {errors} episodes ended in errors" if errors else "")
+def headline(summaries: Iterable[Summary]) -> dict[str, float | int | None]:
+    """The numbers to quote: each suite's success rate (None without a valid episode), valid episodes per suite, errors.
+
+    episodes_per_suite is the smallest count where suites differ.
+    """
+    suites = [summary for summary in summaries if summary.task is None]
+    rates = {s.suite: s.rate.rate if s.rate.episodes else None for s in suites}
+    counts = {"episodes_per_suite": min(s.rate.episodes for s in suites), "errors": sum(s.errors for s in suites)}
+    return rates | counts
 
 
 def summary_table(summaries: Iterable[Summary], title: str) -> Table:
     """For the terminal."""
-    table = Table(title=title)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("suite, task", no_wrap=True)
     for name in ("solved", "95 % interval", "errors", "steps", "p50 ms", "p95 ms", "passes"):
         table.add_column(name, justify="right", no_wrap=True)
     for summary in summaries:
         low, high = summary.rate.interval()
-        counts = (f"{summary.rate.successes}/{summary.rate.episodes}", f"{low:.1%}-{high:.1%}", str(summary.errors))
+        counts = (
+            f"{summary.rate.successes}/{summary.rate.episodes}",
+            f"{100 * low:.1f}-{100 * high:.1f} %",
+            str(summary.errors),
+        )
         measured = (f"{value:.1f}" for value in (summary.steps, summary.p50_ms, summary.p95_ms, summary.target_passes))
         name = f"{summary.suite} {'all' if summary.task is None else summary.task}"
         last = summary.task is None
         table.add_row(name, *counts, *measured, style="bold" if last else None, end_section=last)
     return table
-
-
-def _rate_text(rate: SuccessRate) -> str:
-    if not rate.episodes:
-        return "none valid"
-    low, high = rate.interval()
-    return f"{rate.successes}/{rate.episodes} = {rate.rate:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _mean(values: Iterable[float]) -> float:

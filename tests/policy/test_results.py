@@ -18,11 +18,11 @@ def test_result_holds_what_is_needed_to_repeat_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys, "argv", [str(REPOSITORY / "scripts" / "measure.py"), "--name", "two words"])
     path = tmp_path / "new" / "result.json"
 
-    write_result(path, [{"stage": "decode", "median_ms": np.float32(1.5), "frames": np.int64(200)}], "decoding: 1.5 ms")
+    write_result(path, [{"stage": "decode", "median_ms": np.float32(1.5), "frames": np.int64(200)}], {"decode_ms": 1.5})
 
     result = json.loads(path.read_text())
     assert result["rows"] == [{"stage": "decode", "median_ms": 1.5, "frames": 200}]
-    assert result["headline"] == "decoding: 1.5 ms"
+    assert result["headline"] == {"decode_ms": 1.5}
     assert result["command"] == "python scripts/measure.py --name 'two words'"
     assert datetime.fromisoformat(result["date"]).tzinfo is not None
     assert result["hardware"]["cpu"]
@@ -35,7 +35,7 @@ def test_commit_is_the_checked_out_one(tmp_path: Path) -> None:
     head = subprocess.run(["git", "-C", str(REPOSITORY), "rev-parse", "HEAD"], capture_output=True, text=True)
     expected = head.stdout.strip()
 
-    write_result(tmp_path / "result.json", [], "nothing")
+    write_result(tmp_path / "result.json", [], {})
 
     assert json.loads((tmp_path / "result.json").read_text())["commit"].removesuffix("-dirty") == expected
 
@@ -44,7 +44,7 @@ def test_commit_is_the_checked_out_one(tmp_path: Path) -> None:
 def test_values_that_json_cannot_hold_are_refused(tmp_path: Path, value: object) -> None:
     path = tmp_path / "result.json"
     with pytest.raises(ValueError, match="finite numbers"):
-        write_result(path, [{"median_ms": value}], "nothing")
+        write_result(path, [{"median_ms": value}], {})
     assert not path.exists()
 
 
