@@ -22,7 +22,7 @@ from policy.decoding.stopwatch import Stopwatch
 from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
-from policy.openvla.config import IMAGE_SIDE
+from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
 from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
@@ -61,7 +61,8 @@ class Policy:
         where the checkpoint has one only. device, dtype: see `policy.hardware`. image_path: "libero" (rotate, JPEG,
         Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. on_state: told
         of each state as it begins.
-        Raises CheckpointError, ValueError (unknown key, device or dtype) or SelfTestError.
+        Raises CheckpointError, ValueError (unknown key, device or dtype), FileNotFoundError (no preprocessor settings)
+        or SelfTestError.
         """
         report = on_state or (lambda state: None)
         report("loading")
@@ -89,7 +90,15 @@ class Policy:
         settings: PreprocessorSettings,
         spec: PolicySpec,
     ) -> None:
-        """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested."""
+        """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested.
+
+        Raises ValueError for statistics of another number of action dimensions than 7.
+        """
+        if len(statistics.q01) != ACTION_DIMENSIONS:
+            raise ValueError(
+                f"statistics {spec.unnorm_key!r} have {len(statistics.q01)} action dimensions, "
+                f"but this policy acts in {ACTION_DIMENSIONS}; choose another unnorm_key"
+            )
         self._prompter = prompter
         self._statistics = statistics
         self._settings = settings

@@ -27,12 +27,17 @@ class PromptBatch:
         """Splice projected patches `[B, 256, width]` into B prompts, each the ids from BOS to the piece before the
         actions.
 
-        Raises ValueError for an empty prompt and for a number of prompts other than B.
+        Raises ValueError for an empty prompt, for a number of prompts other than B and for ids the model does not have.
         """
         if len(prompts) != len(image_features) or not all(prompts):
             raise ValueError(
                 f"need one prompt of at least BOS per image, got {len(image_features)} images and prompts "
                 f"of lengths {[len(prompt) for prompt in prompts]}"
+            )
+        highest, vocabulary = max(map(max, prompts)), model.config.language.vocabulary
+        if highest >= vocabulary:
+            raise ValueError(
+                f"token id {highest} is not in the model's vocabulary of {vocabulary}; the tokenizer is another model's"
             )
         longest = max(map(len, prompts))
         padding = model.config.pad_token_id

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from policy.openvla.config import IMAGE_SIDE, OpenVLAConfig
@@ -61,10 +61,11 @@ class CheckpointError(ValueError):
 def locate_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Path:
     """The local directory of a checkpoint: itself, or a hub id ("openvla/openvla-7b") downloaded into the hub's cache.
 
-    revision: branch, tag or commit on the hub. Raises CheckpointError when there is neither.
+    revision: branch, tag or commit on the hub. Raises CheckpointError when there is neither, or no weights in it.
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
+        weight_files(path)  # whatever else is missing in an adapter or a pickled checkpoint, this is what to say first
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; expected the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
@@ -73,13 +74,15 @@ def locate_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Pa
             f"{checkpoint}: no such directory, and no hub id either; expected a checkpoint directory or 'owner/name'"
         )
     try:
-        return Path(snapshot_download(str(checkpoint), revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        path = Path(snapshot_download(str(checkpoint), revision=revision, allow_patterns=list(CHECKPOINT_PATTERNS)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"{checkpoint}: no such directory here, and the hub did not deliver it ({reason}); "
             "check the spelling, the network and, for a private checkpoint, `hf auth login`"
         ) from error
+    weight_files(path)
+    return path
 
 
 def load_checkpoint(

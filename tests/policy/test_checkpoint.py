@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ def test_a_file_or_an_unknown_name_is_no_checkpoint(small_checkpoint: Path) -> N
 
 
 def test_hub_id_is_downloaded(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
         asked.update(name=name, revision=revision, patterns=allow_patterns)

@@ -110,6 +110,8 @@ def test_prompts_and_images_must_match(small_model: OpenVLA, features: Tensor) -
         PromptBatch.embed(small_model, [[1, 3]], features)
     with pytest.raises(ValueError, match=r"lengths \[1, 0, 1\]"):
         PromptBatch.embed(small_model, [[1], [], [1]], features)
+    with pytest.raises(ValueError, match="token id 29871 is not in the model's vocabulary of 384"):
+        PromptBatch.embed(small_model, [[1], [29871], [1]], features)
     assert PromptBatch.embed(small_model, PROMPTS, features).lengths.tolist() == [PATCHES + 7, PATCHES + 3, PATCHES + 5]
 
 

@@ -47,12 +47,14 @@ def torch_encoder_layer(block: Block, heads: int) -> nn.TransformerEncoderLayer:
 def reference_tower(tower: Tower, heads: int, pixels: Tensor) -> Tensor:
     """Patches by unfolding instead of a convolution, all blocks but the last by torch's own layer."""
     patches = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    weight = tower.patch_embed.proj.weight.flatten(1)
-    x = patches @ weight.T + tower.patch_embed.proj.bias + tower.pos_embed
+    embedding = tower.patch_embed.proj
+    assert embedding.bias is not None
+    x = patches @ embedding.weight.flatten(1).T + embedding.bias + tower.pos_embed
     prefix = tower.prefix_tokens
     if prefix:
         x = torch.cat([torch.cat([tower.cls_token, tower.reg_token], 1).repeat(len(x), 1, 1), x], 1)
     for block in tower.blocks[:-1]:
+        assert isinstance(block, Block)
         x = torch_encoder_layer(block, heads)(x)
     return x[:, prefix:]
 
@@ -120,6 +122,13 @@ def test_training_step_lowers_the_loss(small_config: OpenVLAConfig) -> None:
     assert losses[-1] < losses[0] - 0.1
     assert all(parameter.grad is not None for parameter in computed)
     assert all(p.grad is None for name, p in model.named_parameters() if is_spare(name, small_config))
+
+
+def test_one_graph_holds_the_whole_training_pass(small_model: OpenVLA) -> None:
+    """Nothing breaks the graph for torch.compile, so that a compiled training step is one piece."""
+    compiled = torch.compile(small_model, backend="eager", fullgraph=True)
+    pixels, token_ids = torch.randn(1, 6, 224, 224), torch.tensor([[1, 5, 6, 3]])
+    torch.testing.assert_close(compiled(pixels, token_ids), small_model(pixels, token_ids), atol=1e-4, rtol=0)
 
 
 def is_spare(name: str, config: OpenVLAConfig) -> bool:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_openvla import INSTRUCTIONS, statistics_json
 
 from policy import hardware
-from policy.openvla.checkpoint import checkpoint_hash
+from policy.openvla.checkpoint import CheckpointError, checkpoint_hash
 from policy.runtime import Policy, SelfTestError
 from policy.types import ActionPolicy, Observation
 
@@ -87,9 +87,24 @@ def test_image_path_follows_the_statistics_unless_said(copied: Path) -> None:
 
 
 def test_unknown_key_is_refused_before_the_weights_are_read(copied: Path) -> None:
-    (copied / "model.safetensors").unlink()
+    (copied / "model.safetensors").write_bytes(b"not read")
     with pytest.raises(ValueError, match=r"'libero_gaol'.*libero_test"):
         Policy.load(copied, unnorm_key="libero_gaol", device="cpu")
+
+
+def test_statistics_of_another_robot_are_refused(copied: Path) -> None:
+    statistics = statistics_json("two_arms")
+    action = statistics["two_arms"]["action"]
+    statistics["two_arms"]["action"] = {name: values * 2 for name, values in action.items()}
+    (copied / "dataset_statistics.json").write_text(json.dumps(statistics))
+    with pytest.raises(ValueError, match="'two_arms' have 14 action dimensions, but this policy acts in 7"):
+        Policy.load(copied, device="cpu")
+
+
+def test_adapter_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    with pytest.raises(CheckpointError, match="LoRA adapter: merge it"):
+        Policy.load(tmp_path)
 
 
 def test_model_that_ignores_its_image_is_refused(copied: Path) -> None:
