@@ -330,6 +330,17 @@ def test_gone_server_is_named_and_the_wait_bounded(serve, client_of):
     assert time.monotonic() - started < 0.6
 
 
+def test_an_observation_does_not_wait_for_the_next_server(serve, client_of):
+    first = serve(FakePolicy())
+    client = client_of(first, timeout_s=0.2)
+    first.close()
+    with pytest.raises((ServerNotReadyError, NoReplyError)):
+        client.act(observe())
+    second = serve(FakePolicy(), first.endpoint)
+    time.sleep(0.5)  # longer than it takes the client's socket to connect again
+    assert second.counters.requests == 0
+
+
 def test_errors_name_their_remedy(serve, client_of):
     class Picky(FakePolicy):
         def act(self, observation, session=""):
