@@ -98,6 +98,8 @@ class PolicyWorker(threading.Thread):
         self._enter(ServerState.LOADING if state == ServerState.LOADING else ServerState.WARMING)
 
     def _enter(self, state: ServerState) -> None:
+        if state == self.state:
+            return
         log.info("policy is %s", state)
         self.state = state
         self._changed(())
