@@ -101,8 +101,9 @@ def load_checkpoint(
     shards = weight_files(directory)
     headers = _read_headers(shards)
     shapes = {name: shape for header in headers.values() for name, shape in header.items()}
+    content = _read_json(config_file or directory / CONFIG_FILE)
     try:
-        config = OpenVLAConfig.from_json(_read_json(config_file or directory / CONFIG_FILE), shapes)
+        config = OpenVLAConfig.from_json(content, shapes)
     except ValueError as error:
         raise CheckpointError(f"{directory}: {error}") from error
     model = OpenVLA.from_config(config, device="meta", dtype=dtype)

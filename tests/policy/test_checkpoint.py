@@ -159,6 +159,12 @@ def test_other_kinds_of_directory_are_told_apart(tmp_path: Path, file: str, advi
         load_checkpoint(tmp_path)
 
 
+def test_another_architecture_is_named_with_its_directory(broken: Path) -> None:
+    (broken / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(CheckpointError, match=f"^{broken}: .*model_type must be 'openvla', found 'llava'"):
+        load_checkpoint(broken)
+
+
 def test_damaged_json_is_named(broken: Path) -> None:
     (broken / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json is no valid JSON"):
