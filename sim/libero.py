@@ -10,7 +10,7 @@ import atexit
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,9 @@ from gymnasium import spaces
 from sim import physics, rendering
 from sim.protocol import OFFICIAL, SETTLE_ACTION, Protocol
 from sim.suites import Task, find_task
+
+if TYPE_CHECKING:
+    from sim.camera import Camera
 
 CAMERA = "agentview"
 CONTROL_HZ = 20
@@ -62,6 +65,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self._frame_wanted = False
         self._ready = False
         self.simulator = self._build_simulator()
+        self._camera = self._build_camera() if render else None
         self.renderer = rendering.renderer_name() if render else "none"
         # The GL context must go before the GL library shuts down, so registered after it and thus run before it.
         atexit.register(_close_if_alive, weakref.ref(self))
@@ -124,6 +128,9 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     def close(self) -> None:
         """Frees the simulator and its GL context; may be called twice."""
         self._ready = False
+        if self._camera is not None:
+            self._camera.close()
+            self._camera = None
         if self.simulator is not None:
             self.simulator.close()
             self.simulator = None
@@ -134,13 +141,19 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             simulator = _retry_placement(
                 lambda: control_environment(
                     bddl_file_name=str(self.task.bddl_file),
-                    has_offscreen_renderer=self.rendered,
+                    has_offscreen_renderer=False,
                     use_camera_obs=False,
                     ignore_done=True,
                 )
             )
         physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
+        physics.reuse_compiled_model(simulator.env)
         return simulator
+
+    def _build_camera(self) -> Camera:
+        from sim.camera import Camera
+
+        return Camera(self.simulator.sim.model._model, CAMERA, self.protocol.resolution)
 
     def _reset_simulator(self, seed: int) -> None:
         with _numpy_seed(seed):
@@ -150,7 +163,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         count = self.protocol.settle_steps
         for done in range(count):
             self._advance(SETTLE_ACTION, frame_wanted=self.rendered and done == count - 1)
-        if count == 0 and self.rendered:
+        if count == 0:
             self._take_frame()
 
     def _advance(self, action: np.ndarray, *, frame_wanted: bool) -> bool:
@@ -166,8 +179,9 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             self._take_frame()
 
     def _take_frame(self) -> None:
-        side = self.protocol.resolution
-        self._image = self.simulator.sim.render(width=side, height=side, camera_name=CAMERA)
+        if self._camera is not None:
+            sim = self.simulator.sim
+            self._image = self._camera.take(sim.model._model, sim.data._data)
 
     def _observations(self) -> Observations:
         return {} if self._image is None else {"image": self._image}

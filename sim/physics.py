@@ -1,7 +1,7 @@
 """Makes a LIBERO scene step faster with exactly the same results.
 
-Knows how robosuite 1.4 spends a control period: 25 substeps of `forward, controller (forward), step` and then a round
-of some 60 observables. Does not know tasks or protocols.
+Knows how robosuite 1.4 spends a reset (compiling a model it has compiled before) and a control period: 25 substeps of
+`forward, controller (forward), step` and a round of some 60 observables each. Does not know tasks or protocols.
 
 Two of the three forward passes repeat what the one before has computed for the same positions and velocities; only the
 constraint solver goes on from where it stopped. So the passes after the first are cut down to that solver, which
@@ -13,7 +13,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import mujoco
+
+_SMALL_BYTES = 100_000
 
 
 def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
@@ -33,6 +40,44 @@ def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
     camera = Observable(name="camera", sensor=read, sampling_rate=domain.control_freq)
     domain._observables = {"camera": camera}
     domain._setup_observables = lambda: {"camera": camera}
+
+
+def reuse_compiled_model(domain: Any) -> None:
+    """Lets the resets of a robosuite environment share one compiled MuJoCo model instead of compiling it each time.
+
+    A reset writes a new scene description (XML), which differs from the last only if the scene's parts do; poses are
+    sampled later and written into the compiled model. So where the XML is the same, all numbers of the compiled model
+    are put back to what the compiler made of them, save the large ones (textures, meshes), which nothing writes to.
+    """
+    import mujoco
+    from robosuite.utils.binding_utils import MjSim
+
+    described = ""
+    model: Any = None
+    pristine: dict[str, np.ndarray] = {}
+
+    def initialize_sim(xml_string: str | None = None) -> None:
+        nonlocal described, model, pristine
+        description = xml_string or domain.model.get_xml()
+        if description != described:
+            described, model = description, mujoco.MjModel.from_xml_string(description)
+            pristine = _small_arrays(model)
+        for name, values in pristine.items():
+            getattr(model, name)[...] = values
+        domain.sim = MjSim(model)
+        domain.sim.forward()
+        domain.initialize_time(domain.control_freq)
+
+    def destroy_sim() -> None:
+        domain.sim = None  # robosuite also runs the garbage collector here, for the sake of the model that we keep
+
+    domain._initialize_sim, domain._destroy_sim = initialize_sim, destroy_sim
+
+
+def _small_arrays(model: mujoco.MjModel) -> dict[str, np.ndarray]:
+    """Copies of all of a model's arrays but textures, meshes and the like, by name."""
+    arrays = ((name, getattr(model, name)) for name in dir(model) if not name.startswith("_"))
+    return {name: a.copy() for name, a in arrays if isinstance(a, np.ndarray) and a.nbytes <= _SMALL_BYTES}
 
 
 @contextlib.contextmanager

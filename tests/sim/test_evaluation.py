@@ -1,0 +1,145 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from policy.fake import FakePolicy
+from policy.types import Action, ActionPolicy, Observation, PolicySpec
+from sim import evaluation
+from sim.environments import World
+from sim.evaluation import EvaluationConfig, evaluate
+from sim.records import EndReason, Outcome, read_records
+from sim.sources import RemotePolicy, ScriptedExpert
+from sim.statistics import SuccessRate
+from sim.summary import headline, summarise
+from sim.workers import WorkerPool, WorkerSetupError
+
+
+class Forward(FakePolicy):
+    def act(self, observation: Observation, session: str = "") -> Action:
+        if (self.broken / "broken").exists():
+            raise RuntimeError("broken")
+        action = super().act(observation, session)
+        action.values[0] = 1.0
+        return action
+
+    broken: Path
+
+
+@dataclass(frozen=True)
+class ForwardSource:
+    """Pushes forward, unless a file "broken" lies in the folder."""
+
+    folder: Path
+    checkpoint_hash: str = "abc"
+
+    def spec(self) -> PolicySpec:
+        return PolicySpec("forward", checkpoint_hash=self.checkpoint_hash, versions={"torch": "9"})
+
+    def open(self, env: World) -> ActionPolicy:
+        policy = Forward()
+        policy.broken = self.folder
+        return policy
+
+
+def config(tmp_path: Path, **changes) -> EvaluationConfig:
+    return EvaluationConfig(tmp_path / "x.jsonl", ("fake",), **({"tasks": (0, 1), "init_states": (0, 1)} | changes))
+
+
+def test_an_evaluation_leaves_a_complete_record(tmp_path):
+    records = evaluate(config(tmp_path, workers=2), ForwardSource(tmp_path), progress=False)
+    assert [(r.task, r.init_state, r.outcome) for r in records] == [
+        (0, 0, Outcome.SUCCESS),
+        (0, 1, Outcome.SUCCESS),
+        (1, 0, Outcome.FAILURE),
+        (1, 1, Outcome.FAILURE),
+    ]
+    solved, cut_off = records[0], records[2]
+    assert (solved.end_reason, solved.steps) == (EndReason.SOLVED, 2)
+    assert (cut_off.end_reason, cut_off.steps) == (EndReason.STEP_LIMIT, 30)
+    assert solved.instruction == "reach the near target"
+    assert solved.clock == "lock-step"
+    assert solved.versions["policy:torch"] == "9"
+    assert "numpy" in solved.versions
+    assert solved.latency is not None
+    assert sorted(read_records(tmp_path / "x.jsonl"), key=lambda r: r.key) == records
+
+
+def test_what_is_there_is_not_run_again(tmp_path):
+    evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False)
+    evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+    evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path, "other weights"), progress=False)
+    assert len(read_records(tmp_path / "x.jsonl")) == 6
+
+
+def test_errors_are_no_failures_and_are_repeated_by_the_next_run(tmp_path):
+    (tmp_path / "broken").touch()
+    summary = summarise(evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False))[-1]
+    assert (summary.rate, summary.errors) == (SuccessRate(0, 0), 2)
+    assert headline([summary])["errors"] == 2
+    (tmp_path / "broken").unlink()
+    summary = summarise(evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False))[-1]
+    assert (summary.rate, summary.errors) == (SuccessRate(2, 2), 0)
+
+
+def test_an_interrupt_leaves_a_file_to_go_on_from(tmp_path, monkeypatch):
+    class Interrupted(WorkerPool):
+        def run(self, items):
+            yield next(super().run(items))
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "WorkerPool", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+    assert len(read_records(tmp_path / "x.jsonl")) == 1
+    assert len(evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)) == 4
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+
+
+def test_films_of_the_first_episodes(tmp_path):
+    evaluate(config(tmp_path, tasks=(0,), videos=tmp_path / "films"), ForwardSource(tmp_path), progress=False)
+    assert [path.name for path in (tmp_path / "films").iterdir()] == ["fake-00-00.mp4"]
+
+
+def test_workers_share_a_served_policy(tmp_path):
+    from bridge.server import PolicyServer
+
+    class Served(FakePolicy):
+        def act(self, observation: Observation, session: str = "") -> Action:
+            action = super().act(observation, session)
+            action.values[0] = 1.0
+            return action
+
+    server = PolicyServer(Served(policy_id="served"), endpoint="tcp://127.0.0.1:*").start()
+    try:
+        server.wait_ready(10)
+        records = evaluate(config(tmp_path, workers=2), RemotePolicy(server.endpoint), progress=False)
+    finally:
+        server.close()
+    assert {(r.policy_id, r.task, r.outcome) for r in records} == {
+        ("served", 0, Outcome.SUCCESS),
+        ("served", 1, Outcome.FAILURE),
+    }
+
+
+def test_summaries_by_task_and_suite(tmp_path):
+    records = evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+    first, second, suite = summarise(records)
+    assert (first.task, first.rate, first.steps) == (0, SuccessRate(2, 2), 2.5)
+    assert (second.task, second.rate) == (1, SuccessRate(0, 2))
+    assert (suite.task, suite.rate) == (None, SuccessRate(2, 4))
+    assert suite.row()["wilson95_low"] == pytest.approx(0.15, abs=0.005)
+    assert headline([first, second, suite]) == {"fake": 0.5, "episodes_per_suite": 4, "errors": 0}
+
+
+def test_the_expert_needs_a_simulator_to_read(tmp_path):
+    with pytest.raises(WorkerSetupError, match="TypeError"):
+        evaluate(config(tmp_path), ScriptedExpert(), progress=False)
+
+
+@pytest.mark.parametrize("bad", [{"tasks": ()}, {"init_states": (-1,)}, {"workers": 0}, {"videos_per_task": 0}])
+def test_impossible_evaluations_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match=r"at least|from 0"):
+        config(tmp_path, **bad)

@@ -1,0 +1,80 @@
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from sim.records import EndReason, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key, read_records
+
+RECORD = EpisodeRecord(
+    suite="libero_object",
+    task=3,
+    init_state=7,
+    instruction="pick up the milk",
+    seed=0,
+    policy_id="policy",
+    checkpoint_hash="abc",
+    unnorm_key="libero_object",
+    decoder="autoregressive",
+    device="cpu",
+    dtype="float32",
+    privileged=False,
+    clock="lock-step",
+    protocol_deviations=("settle_steps=0 (official: 10)",),
+    renderer="llvmpipe",
+    versions={"mujoco": "3.3.2"},
+    commit="",
+    outcome=Outcome.SUCCESS,
+    end_reason=EndReason.SOLVED,
+    error="",
+    steps=97,
+    latency=Latency.of([1.0, 2.0, 3.0]),
+    target_passes=7.0,
+    seconds=9.5,
+    finished_at="2026-01-01T00:00:00+00:00",
+)
+ERROR = replace(RECORD, outcome=Outcome.ERROR, end_reason=EndReason.EXCEPTION, error="boom", latency=None)
+
+
+def test_records_come_back_as_they_were(tmp_path):
+    log = EpisodeLog(tmp_path / "runs" / "x.jsonl")
+    for record in (RECORD, ERROR):
+        log.append(record)
+    assert read_records(log.path) == [RECORD, ERROR]
+    assert EpisodeLog(log.path).records == [RECORD, ERROR]
+
+
+def test_a_line_cut_off_by_a_crash_is_dropped(tmp_path):
+    path = tmp_path / "x.jsonl"
+    EpisodeLog(path).append(RECORD)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    EpisodeLog(path).append(ERROR)
+    assert read_records(path) == [RECORD, ERROR]
+
+
+@pytest.mark.parametrize(
+    "line", [b"{}", b"not JSON", msgspec.json.encode(RECORD).replace(b'"steps":97', b'"steps":"97"')]
+)
+def test_a_file_of_something_else_is_refused_by_line_and_left_alone(tmp_path, line):
+    path = tmp_path / "x.jsonl"
+    content = msgspec.json.encode(RECORD) + b"\n" + line + b"\n"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="line 2"):
+        EpisodeLog(path)
+    assert path.read_bytes() == content
+
+
+def test_the_newest_record_of_an_episode_counts():
+    other_weights = replace(RECORD, checkpoint_hash="def")
+    newest = newest_by_key([ERROR, RECORD, other_weights])
+    assert list(newest.values()) == [RECORD, other_weights]
+
+
+def test_outcome_and_end_reason_must_agree():
+    with pytest.raises(ValueError, match="step_limit"):
+        replace(RECORD, end_reason=EndReason.STEP_LIMIT)
+
+
+def test_latency_statistics():
+    latency = Latency.of([float(n) for n in range(101)])
+    assert (latency.mean_ms, latency.p50_ms, latency.p95_ms, latency.p99_ms) == (50.0, 50.0, 95.0, 99.0)
