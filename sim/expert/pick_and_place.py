@@ -35,6 +35,7 @@ CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close i
 KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
 FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
 FULLY_ALIGNED = 0.15  # beyond this angle stay at hover height
+TURN_FIRST = 0.35  # beyond this angle turn at `turn_at`, where that is given
 FOLDED = 0.36  # horizontal distance of the hand from the robot's base below which the elbow is at its limit
 APPROACH_SPEED, LIFT_SPEED, LOWER_SPEED = 0.9, 0.12, 0.6
 
@@ -48,7 +49,7 @@ class Approach:
     open_gap: fingers narrower than this are opened before the hand goes down.
     empty_gap: fingers at most this far apart hold nothing and are opened again.
     lean: tip the hand back where the arm reaches far.
-    turn_at: the point above which to turn the hand first while it is misaligned by more than `turn_beyond` radians.
+    turn_at: a free place to go to and turn the hand while it is far from the grasp's rotation.
     max_turn: cap on the rotation while reaching, in action units.
     """
 
@@ -58,7 +59,6 @@ class Approach:
     empty_gap: float = 0.004
     lean: bool = False
     turn_at: Callable[[SimulatorState], np.ndarray] | None = None
-    turn_beyond: float = 0.35
     max_turn: float = 0.5
 
 
@@ -135,7 +135,7 @@ class PickAndPlace:
             # A folded arm cannot rise or turn, so the funnel below would wait for ever.
             target = above(hand + outward * (0.05 / reach), 0.02)
             return Decision(servo(state, target, state.hand_rotation, OPEN), "unfold")
-        if approach.turn_at is not None and angle > approach.turn_beyond:
+        if approach.turn_at is not None and angle > TURN_FIRST:
             action = servo(state, approach.turn_at(state), grasp.rotation, OPEN, gain=GAIN, turn=0.8)
             return Decision(action, "turn")
 
