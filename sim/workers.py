@@ -211,14 +211,16 @@ def _work(connection: Connection, source: PolicySource, render: bool, protocol: 
                 except Exception as error:
                     connection.send(_SetupFailed(f"{item.suite} task {item.task}: {_describe(error)}"))
                     return
+            outcome: Outcome
             try:
-                connection.send(bench.run(item))
+                outcome = bench.run(item)
             except Exception as error:
                 LOGGER.debug("episode failed", exc_info=True)
-                connection.send(EpisodeFailed(EndReason.EXCEPTION, _describe(error)))
+                outcome = EpisodeFailed(EndReason.EXCEPTION, _describe(error))
                 bench.close()  # neither world nor policy can be trusted to be in order
                 bench = None
-    except EOFError:
+            connection.send(outcome)
+    except (EOFError, BrokenPipeError):
         pass  # the parent is gone
     finally:
         if bench:
