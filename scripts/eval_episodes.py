@@ -15,12 +15,15 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
+from bridge.errors import BridgeError
 from policy.results import write_result
 from sim.evaluation import EvaluationConfig, evaluate
 from sim.protocol import Protocol
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
-from sim.suites import STEP_LIMITS, parse_numbers
+from sim.suites import STEP_LIMITS, UnknownSuiteError, parse_numbers
 from sim.summary import headline, summarise, summary_table
+from sim.video import VideoUnavailableError
+from sim.workers import WorkerSetupError
 
 
 def make_parser() -> ArgumentParser:
@@ -72,6 +75,8 @@ def main() -> None:
             records = evaluate(config, source)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {config.output}") from None
+    except (UnknownSuiteError, WorkerSetupError, VideoUnavailableError, BridgeError) as error:
+        raise SystemExit(f"cannot evaluate: {error}") from None
     summaries = summarise(records)
     first = records[0]
     title = f"{first.policy_id}, {first.decoder} decoding, {first.clock} clock"

@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.protocol import OFFICIAL
 from sim.protocol import Protocol as EpisodeProtocol
-from sim.suites import find_task
+from sim.suites import UnknownSuiteError, find_task
 
 
 class World(Protocol):
@@ -37,6 +37,8 @@ def task_instruction(suite: str, task: int) -> str:
     if suite == "fake":
         from sim.fake import INSTRUCTIONS
 
+        if task not in range(len(INSTRUCTIONS)):
+            raise UnknownSuiteError(f"the fake suite has tasks 0 to {len(INSTRUCTIONS) - 1}, not {task}")
         return INSTRUCTIONS[task]
     return find_task(suite, task).instruction
 

@@ -73,11 +73,13 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     """
     if config.videos:
         require_encoder()
+    items = config.items()
+    for suite, task in dict.fromkeys((item.suite, item.task) for item in items):
+        task_instruction(suite, task)  # refuses what does not exist before anything is started
     spec = source.spec()
     recorder = _Recorder(spec, config.protocol)
     log = EpisodeLog(config.output)
     known = {key for key, record in newest_by_key(log.records).items() if record.outcome is not Outcome.ERROR}
-    items = config.items()
     missing = [item for item in items if recorder.key(item) not in known]
     render = not spec.privileged or config.videos is not None
     pool = WorkerPool(source, config.workers, render, config.protocol)

@@ -21,13 +21,13 @@ class Protocol:
     settle_steps: control steps of SETTLE_ACTION after the initial state is set; they do not count as policy steps.
     simulator_seed: seed of the simulator before every reset to an official state. It matters although the state is
         given: the poses of fixtures (cabinet, stove) are sampled by the reset and are not part of the state.
-    step_limit: policy steps until an episode is cut off; 0 for the suite's own limit.
+    step_limit: policy steps until an episode is cut off; None for the suite's own limit.
     resolution: side of the square camera frame in pixels.
     """
 
     settle_steps: int = 10
     simulator_seed: int = 0
-    step_limit: int = 0
+    step_limit: int | None = None
     resolution: int = 256
 
     def __post_init__(self) -> None:
@@ -35,15 +35,18 @@ class Protocol:
             raise ValueError(f"settle_steps must be 0..1000, got {self.settle_steps}")
         if not 0 <= self.simulator_seed < 2**32:
             raise ValueError(f"simulator_seed must be 0..2^32-1, got {self.simulator_seed}")
-        if not 0 <= self.step_limit <= 100_000:
-            raise ValueError(f"step_limit must be 1..100000, or 0 for the suite's own limit; got {self.step_limit}")
+        if self.step_limit is not None and not 1 <= self.step_limit <= 100_000:
+            raise ValueError(f"step_limit must be 1..100000, or None for the suite's own limit; got {self.step_limit}")
         if not 16 <= self.resolution <= 4096:
             raise ValueError(f"resolution must be 16..4096 pixels, got {self.resolution}")
 
     def deviations(self) -> tuple[str, ...]:
         """Changes to the original script: SEEDED_EVERY_EPISODE, then e.g. `settle_steps=0 (official: 10)`."""
-        pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
-        changed = (f"{name}={value} (official: {default})" for name, value, default in pairs if value != default)
+        changed = []
+        for field in fields(self):
+            value, official = getattr(self, field.name), "the suite's" if field.default is None else field.default
+            if value != field.default:
+                changed.append(f"{field.name}={value} (official: {official})")
         return (SEEDED_EVERY_EPISODE, *changed)
 
 

@@ -11,6 +11,7 @@ from sim.evaluation import EvaluationConfig, evaluate
 from sim.records import EndReason, Outcome, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.statistics import SuccessRate
+from sim.suites import UnknownSuiteError
 from sim.summary import headline, summarise
 from sim.workers import WorkerPool, WorkerSetupError
 
@@ -137,6 +138,12 @@ def test_summaries_by_task_and_suite(tmp_path):
 def test_the_expert_needs_a_simulator_to_read(tmp_path):
     with pytest.raises(WorkerSetupError, match="TypeError"):
         evaluate(config(tmp_path), ScriptedExpert(), progress=False)
+
+
+def test_tasks_that_do_not_exist_are_refused_before_anything_is_recorded(tmp_path):
+    with pytest.raises(UnknownSuiteError, match="not 2"):
+        evaluate(config(tmp_path, tasks=(0, 2)), ForwardSource(tmp_path), progress=False)
+    assert not (tmp_path / "x.jsonl").exists()
 
 
 @pytest.mark.parametrize("bad", [{"tasks": ()}, {"init_states": (-1,)}, {"workers": 0}, {"videos_per_task": 0}])
