@@ -5,13 +5,13 @@ Records random resets only, never the official initial states; what is there alr
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from sim.collection import CollectionConfig, Summary, collect
+from sim.suites import parse_numbers
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=1000, help="seed of the first attempt, at least 1000")
     parser.add_argument("--noise", type=float, default=0.25, help="sigma of the bursts on executed actions (1 is 5 cm)")
     parser.add_argument("--noisy-fraction", type=float, default=0.75, help="share of the episodes that get noise")
+    parser.add_argument("--frames", type=bool, default=True, help="false: leave the rendering to render_demos.py")
     parser.add_argument(
         "--driver-endpoint", type=str, default="", help="policy server that takes turns with the expert"
     )
@@ -36,12 +37,13 @@ def main() -> None:
         config = CollectionConfig(
             output=Path(chosen.output),
             suites=tuple(chosen.suites),
-            tasks=_numbers(chosen.tasks),
+            tasks=parse_numbers(chosen.tasks),
             episodes=chosen.episodes,
             first_seed=chosen.first_seed,
             noise=chosen.noise,
             noisy_fraction=chosen.noisy_fraction,
             driver_endpoint=chosen.driver_endpoint,
+            frames=chosen.frames,
             workers=chosen.workers,
             time_limit=chosen.time_limit,
         )
@@ -60,17 +62,6 @@ class _Printer:
         if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
             self._printed_at = time.monotonic()
             print(summary, flush=True)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    """`"0,3,5-7"` as (0, 3, 5, 6, 7). Raises ValueError for anything else."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if found is None:
-            raise ValueError(f"--tasks {text!r}: {part!r} is neither a number nor a range such as 0-9")
-        numbers.extend(range(int(found[1]), int(found[2] or found[1]) + 1))
-    return tuple(numbers)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class CollectionConfig:
     episodes: attempts per task, with the seeds from first_seed on; the expert's failures are counted but not stored.
     noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
     driver_endpoint: policy server that drives in turn with the expert (dataset aggregation), "" for the expert alone.
+    frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
     workers: processes, each with a simulator of its own.
     time_limit: seconds after which no new episode starts, 0 for none.
     """
@@ -41,6 +42,7 @@ class CollectionConfig:
     noise: float = 0.25
     noisy_fraction: float = 0.75
     driver_endpoint: str = ""
+    frames: bool = True
     workers: int = 2
     time_limit: float = 0.0
 
@@ -108,7 +110,7 @@ def collect(config: CollectionConfig, on_progress: Callable[[Summary], None] | N
     schedule = BalancedSchedule(item for item in wanted if demonstration_name(*item.key, item.seed) not in done)
     summary = Summary(skipped=len(wanted) - len(schedule), remaining=len(schedule))
     config.output.mkdir(parents=True, exist_ok=True)
-    recording = Recording(config.output, config.noise, config.noisy_fraction, config.driver_endpoint)
+    recording = Recording(config.output, config.noise, config.noisy_fraction, config.driver_endpoint, config.frames)
     workers = [RecordingWorker(recording) for _ in range(min(config.workers, len(schedule)))]
     started = time.monotonic()
     try:

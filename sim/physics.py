@@ -81,10 +81,11 @@ def _small_arrays(model: mujoco.MjModel) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def shared_forward_passes(sim: Any) -> Iterator[None]:
+def shared_forward_passes(sim: Any, shown: np.ndarray) -> Iterator[None]:
     """For one control step, lets each substep of a robosuite MjSim make one pass over positions and velocities.
 
-    Positions must only change through `sim.step` while this is active.
+    Positions must only change through `sim.step` while this is active. shown: float64 `[nq]`, is kept at the positions
+    that a picture taken at the moment shows: those of the last pass, one substep before the state.
     """
     import mujoco
 
@@ -100,6 +101,7 @@ def shared_forward_passes(sim: Any) -> Iterator[None]:
 
     def step() -> None:
         nonlocal velocities_known
+        shown[:] = data.qpos
         mujoco.mj_step2(model, data)
         velocities_known = False
 

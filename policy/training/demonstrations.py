@@ -57,12 +57,15 @@ class DemonstrationMeta:
 class Demonstration:
     """One episode of T steps. Row t belongs to the moment before action t.
 
-    jpeg: uint8 `[bytes]`, the frames' JPEG streams one after another, as made by `policy.openvla.images.encode_frame`.
-    jpeg_offsets: int64 `[T + 1]`, frame t is `jpeg[jpeg_offsets[t] : jpeg_offsets[t + 1]]`.
+    jpeg: uint8 `[bytes]`, the frames' JPEG streams one after another, as made by `policy.openvla.images.encode_frame`;
+        empty where the frames are still to be rendered.
+    jpeg_offsets: int64 `[T + 1]`, frame t is `jpeg[jpeg_offsets[t] : jpeg_offsets[t + 1]]`; zeros without frames.
     actions: float32 `[T, 7]`, the label: what the expert would do. Pose as for LIBERO, gripper 1 = open, 0 = closed.
     executed: float32 `[T, 7]`, what was done instead, in the same convention.
     privileged: float32 `[T, 10]`, see PRIVILEGED_NAMES; metres, world axes. Targets for training, not for acting.
     states: float64 `[T, 1 + nq + nv]`, the simulator's time, positions and velocities.
+    pictured: float64 `[T, nq]`, the positions that frame t shows, up to two physics steps older than the state; with
+        them and the bodies' places the frame can be rendered again.
     body_positions, body_quaternions: float64 `[bodies, 3]` and `[bodies, 4]` (w first), where bodies are fixed to their
         parents; the reset places fixtures there, and the state does not hold it.
     """
@@ -74,6 +77,7 @@ class Demonstration:
     executed: np.ndarray
     privileged: np.ndarray
     states: np.ndarray
+    pictured: np.ndarray
     body_positions: np.ndarray
     body_quaternions: np.ndarray
 
@@ -83,11 +87,19 @@ class Demonstration:
         for name, width in expected.items():
             if getattr(self, name).shape != (steps, width):
                 raise ValueError(f"{name} must be [{steps}, {width}], got {list(getattr(self, name).shape)}")
-        if len(self.states) != steps:
-            raise ValueError(f"states must have {steps} rows, one per action, got {len(self.states)}")
+        for name in ("states", "pictured"):
+            if len(getattr(self, name)) != steps:
+                raise ValueError(f"{name} must have {steps} rows, one per action, got {len(getattr(self, name))}")
         offsets, end = self.jpeg_offsets, len(self.jpeg)
+        if not self.has_frames and offsets.shape == (steps + 1,) and not offsets.any():
+            return
         if offsets.shape != (steps + 1,) or (offsets[0], offsets[-1]) != (0, end) or (np.diff(offsets) < 1).any():
             raise ValueError(f"jpeg_offsets must rise from 0 to {end} in {steps} steps")
+
+    @property
+    def has_frames(self) -> bool:
+        """False for an episode that was recorded without rendering."""
+        return len(self.jpeg) > 0
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -95,8 +107,10 @@ class Demonstration:
     def frame_jpeg(self, step: int) -> bytes:
         """The JPEG stream of one frame; `policy.openvla.images.decode_frame` makes the training image of it.
 
-        Raises IndexError for a step outside 0..T-1.
+        Raises IndexError for a step outside 0..T-1 and DemonstrationError where frames were never rendered.
         """
+        if not self.has_frames:
+            raise DemonstrationError(f"{self.file_name} was recorded without frames; run scripts/render_demos.py")
         if not 0 <= step < len(self):
             raise IndexError(f"step {step} of a demonstration with steps 0 to {len(self) - 1}")
         return self.jpeg[self.jpeg_offsets[step] : self.jpeg_offsets[step + 1]].tobytes()

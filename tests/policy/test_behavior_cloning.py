@@ -33,6 +33,7 @@ def record(directory: Path, seed: int, instruction: str, steps: int = 4) -> None
         executed=actions,
         privileged=rng.normal(size=(steps, len(PRIVILEGED_NAMES))).astype(np.float32),
         states=np.zeros((steps, 3)),
+        pictured=np.zeros((steps, 1)),
         body_positions=np.zeros((1, 3)),
         body_quaternions=np.zeros((1, 4)),
     )

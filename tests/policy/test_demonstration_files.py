@@ -28,6 +28,7 @@ def demonstration(seed: int = 0) -> Demonstration:
         executed=random.normal(size=(steps, 7)).astype(np.float32),
         privileged=random.normal(size=(steps, len(PRIVILEGED_NAMES))).astype(np.float32),
         states=random.normal(size=(steps, 20)),
+        pictured=random.normal(size=(steps, 9)),
         body_positions=random.normal(size=(4, 3)),
         body_quaternions=random.normal(size=(4, 4)),
     )
