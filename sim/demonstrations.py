@@ -48,8 +48,8 @@ def record_episode(
     """Run one episode from a random reset and record it until success or the task's step limit.
 
     An environment that does not render gives an episode without frames, ten times as fast; `render_frames` adds them.
-    Raises ValueError for a seed below FIRST_TRAINING_SEED, and for a driver that needs to see where nothing is rendered.
     Official initial states cannot be recorded: they are what policies are measured on.
+    Raises ValueError for a seed below FIRST_TRAINING_SEED and for a driver, which needs to see, without rendering.
     """
     if seed < FIRST_TRAINING_SEED:
         raise ValueError(f"seed {seed} is kept for evaluation; demonstrations use {FIRST_TRAINING_SEED} and above")
