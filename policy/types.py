@@ -42,7 +42,7 @@ class DecodeTrace:
     accepted_per_pass: tokens gained by each of these passes; sums to the number of action tokens.
     drafters: name of the drafter behind each pass, "" where there was none.
     deviation_bins: per action dimension, emitted bin minus the target's own choice, in bins (0 under exact decoding).
-    stage_ms: milliseconds per stage on this process's monotonic clock: preprocess, vision, prefill, decode, postprocess.
+    stage_ms: milliseconds per stage (preprocess, vision, prefill, decode, postprocess) on this process's clock.
     """
 
     target_passes: int
