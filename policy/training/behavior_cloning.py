@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from policy.openvla.action_tokens import ActionStatistics
-from policy.openvla.checkpoint import save_checkpoint
+from policy.openvla.action_tokens import ActionStatistics, load_statistics, select_statistics
+from policy.openvla.checkpoint import load_checkpoint, save_checkpoint
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.training.augmentation import inference_pixels, training_pixels
@@ -114,18 +114,25 @@ class BehaviorCloning:
         )
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
-        self.statistics = self._action_statistics()
+        start = config.initialize_from
+        self.statistics = self._action_statistics() if start is None else self._statistics_of(start)
         self.standardizer = Standardizer.fit(self.store.privileged)
         self.prompter, vocabulary_size = config.build_tokenizer()
-        network = OpenVLA.from_config(config.network.openvla_config(vocabulary_size))
+        if start is None:
+            network = OpenVLA.from_config(config.network.openvla_config(vocabulary_size))
+        else:
+            network = load_checkpoint(start, dtype=torch.float32)
+            if network.config.language.vocabulary != vocabulary_size:
+                raise ValueError(
+                    f"{start} has a vocabulary of {network.config.language.vocabulary} rows, the words of "
+                    f"{config.instructions_file} need {vocabulary_size}; give the instructions it was trained with"
+                )
         self.action_base = network.config.action_vocabulary
-        self.model = TrainedPolicy(network).to(self.device)
+        self.model = TrainedPolicy(network).to(self.device).train()
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=self.device.type == "cuda"
         )
-        if config.initialize_from is not None:
-            self._load_weights(config.initialize_from)
         if config.resume and self._state_file.exists():
             self._load_state()
         self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
@@ -162,6 +169,10 @@ class BehaviorCloning:
             mean=values.mean(0),
             std=values.std(0),
         )
+
+    def _statistics_of(self, checkpoint: Path) -> ActionStatistics:
+        """Those a checkpoint was trained with: its tokens mean nothing under others."""
+        return select_statistics(load_statistics(checkpoint), self.config.statistics_key)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Weight decay on matrices only; blocks of the layout that inference never computes are left out."""
@@ -322,14 +333,6 @@ class BehaviorCloning:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed = state["step"], state["elapsed"]
-        self.statistics = ActionStatistics(**{k: np.asarray(v) for k, v in state["statistics"].items()})
-        self.standardizer = Standardizer(*state["standardizer"])
-
-    def _load_weights(self, directory: Path) -> None:
-        """Starts from the weights and statistics of another run (fine-tuning); the schedule begins anew."""
-        state = torch.load(directory / "training_state.pt", map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
         self.statistics = ActionStatistics(**{k: np.asarray(v) for k, v in state["statistics"].items()})
         self.standardizer = Standardizer(*state["standardizer"])
 

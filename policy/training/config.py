@@ -73,7 +73,7 @@ class TrainingConfig:
     minutes, max_steps: the schedule ends with whichever comes first.
     start_episodes, wait_seconds: training starts as soon as so many episodes are there.
     statistics_key: dataset name under which the action statistics are stored (`unnorm_key`).
-    initialize_from: folder of another run whose weights and statistics to start from; resume: go on with this one.
+    initialize_from: checkpoint whose weights and action statistics to start from. resume: go on with a run cut short.
     """
 
     demonstrations: list[Path]

@@ -95,6 +95,25 @@ def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
     assert resumed.step == 5
 
 
+def test_a_run_can_start_from_a_checkpoint(config: TrainingConfig, tmp_path: Path):
+    first = BehaviorCloning(config)
+    directory = first.run()
+    second = BehaviorCloning(replaced(config, output=tmp_path / "tuned", initialize_from=directory))
+    assert second.step == 0
+    assert np.array_equal(second.statistics.q01, first.statistics.q01)
+    name = "language_model.lm_head.weight"
+    assert torch.equal(
+        second.averaged_network.state_dict()[name], load_checkpoint(directory).state_dict()[name].float()
+    )
+    second.run()
+
+    (tmp_path / "other.txt").write_text("\n".join(f"word{i}" for i in range(200)))
+    with pytest.raises(ValueError, match="vocabulary of"):
+        BehaviorCloning(
+            replaced(config, output=tmp_path / "x", initialize_from=directory, instructions_file=tmp_path / "other.txt")
+        )
+
+
 def test_prompts_carry_the_action_tokens_behind_them(config: TrainingConfig):
     run = BehaviorCloning(config)
     task = torch.tensor([0, 1])
