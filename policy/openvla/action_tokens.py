@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-ACTION_BINS = 256
+from policy.openvla.config import ACTION_BINS
+
 LLAMA_VOCABULARY = 32000
 
 BIN_EDGES = np.linspace(-1.0, 1.0, ACTION_BINS)
@@ -68,26 +69,32 @@ class ActionTokenizer:
         return BIN_CENTERS[np.clip(bins, 0, len(BIN_CENTERS) - 1)]
 
 
+_DISPENSABLE = ("min", "max", "mean", "std")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ActionStatistics:
     """What the actions of a data set were, by dimension and in the robot's units; every field is `[dimensions]`.
 
     q01, q99: the 1st and 99th percentile, scaled to -1 and 1. mask: which dimensions are scaled at all (as a rule all
-    but the gripper). min, max, mean, std: as their names say.
+    but the gripper). min, max, mean, std: as their names say; None where a file leaves them out, as acting needs none.
     """
 
     q01: np.ndarray
     q99: np.ndarray
     mask: np.ndarray
-    min: np.ndarray
-    max: np.ndarray
-    mean: np.ndarray
-    std: np.ndarray
+    min: np.ndarray | None = None
+    max: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
+            given = getattr(self, name)
+            if given is None and name in _DISPENSABLE:
+                continue
             # A copy, so that nobody else's writing changes a frozen object.
-            value = np.array(getattr(self, name), bool if name == "mask" else np.float64)
+            value = np.array(given, bool if name == "mask" else np.float64)
             if value.ndim != 1 or value.shape != np.shape(self.q01):
                 raise ValueError(
                     f"{name} must have one value per dimension like q01 {np.shape(self.q01)}, got {value.shape}"
@@ -102,11 +109,12 @@ class ActionStatistics:
     @classmethod
     def from_json(cls, statistics: Mapping[str, Any]) -> ActionStatistics:
         """Read the "action" entry of a data set. Without a mask all dimensions are scaled. Raises ValueError."""
-        missing = [field.name for field in fields(cls) if field.name not in statistics and field.name != "mask"]
+        missing = [name for name in ("q01", "q99") if name not in statistics]
         if missing:
             raise ValueError(f"action statistics have no {', '.join(missing)}; they have {sorted(statistics)}")
-        mask = statistics.get("mask", np.ones(len(statistics["q01"]), bool))
-        return cls(**{field.name: statistics[field.name] for field in fields(cls) if field.name != "mask"}, mask=mask)
+        every = {"mask": np.ones(len(statistics["q01"]), bool)}
+        known = {field.name: statistics[field.name] for field in fields(cls) if field.name in statistics}
+        return cls(**(every | known))
 
     def unnormalize(self, values: ArrayLike) -> np.ndarray:
         """From [-1, 1] to the robot's units, `[..., dimensions]` float64, as the original does at inference."""
@@ -117,7 +125,10 @@ class ActionStatistics:
         """From the robot's units to [-1, 1], `[..., dimensions]` float64, as the original prepares its training data.
 
         A dimension that never changed in the data (min = max) becomes 0. The tiny addend to the span is the original's.
+        Raises ValueError for statistics without min and max.
         """
+        if self.min is None or self.max is None:
+            raise ValueError("these action statistics have no min and max, by which constant dimensions are known")
         values = np.asarray(values, np.float64)
         scaled = np.clip(2 * (values - self.q01) / (self.q99 - self.q01 + 1e-8) - 1, -1, 1)
         return np.where(self.min == self.max, 0.0, np.where(self.mask, scaled, values))

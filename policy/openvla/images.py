@@ -21,12 +21,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
+from policy.openvla.config import IMAGE_SIDE
 from policy.openvla.resampling import bilinear_crop, lanczos_resize
 
 ImagePath = Literal["libero", "processor"]
 ResizeStrategy = Literal["resize-naive", "resize-crop", "letterbox"]
 
-IMAGE_SIDE = 224
 # Side of the centre crop over the side of the frame: the crop covers 0.9 of the area, as the crops of training did.
 # The root is taken in float32, as the original does; rounding it later changes some pixels by a level.
 LIBERO_CROP_SIDE = float(np.sqrt(np.float32(0.9)))

@@ -22,7 +22,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 from tokenizers.processors import TemplateProcessing
 
-from policy.openvla.action_tokens import ACTION_BINS
+from policy.openvla.config import ACTION_BINS
 from policy.openvla.prompt import BEGIN_PIECE, SPACE_PIECE, build_prompt
 
 UNKNOWN_PIECE, END_PIECE, PAD_PIECE = "<unk>", "</s>", "<PAD>"

@@ -106,6 +106,13 @@ def test_without_a_mask_every_dimension_is_scaled() -> None:
     assert statistics.unnormalize([0, 0, 0, 0.0])[3] == 0.5
 
 
+def test_the_percentiles_alone_are_enough_to_act_but_not_to_train() -> None:
+    statistics = ActionStatistics.from_json({"q01": [-2.0, 0.0], "q99": [2.0, 1.0], "mask": [True, False]})
+    assert statistics.unnormalize([0.5, 0.3]).tolist() == [1.0, 0.3]
+    with pytest.raises(ValueError, match="no min and max"):
+        statistics.normalize([0.5, 0.3])
+
+
 def test_statistics_cannot_be_changed_from_outside() -> None:
     q01 = np.array(ENTRY["q01"])
     statistics = ActionStatistics.from_json(ENTRY | {"q01": q01})
@@ -142,10 +149,7 @@ def test_own_statistics_replace_those_of_the_config(only_config: Path) -> None:
         ("{", "not valid JSON"),
         ("{}", "no action statistics"),
         ('{"kitchen": {"proprio": {}}}', r"'kitchen' has no 'action' entry; it has \['proprio'\]"),
-        (
-            '{"kitchen": {"action": {"q01": [0], "q99": [1]}}}',
-            "'kitchen': action statistics have no min, max, mean, std",
-        ),
+        ('{"kitchen": {"action": {"min": [0], "q99": [1]}}}', "'kitchen': action statistics have no q01"),
     ],
 )
 def test_unusable_files_name_file_and_data_set(tmp_path: Path, content: str, message: str) -> None:
