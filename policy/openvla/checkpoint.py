@@ -192,6 +192,8 @@ def save_checkpoint(
             shutil.copyfile(path, fresh / path.name)
         for name, content in _json_files(model.config, statistics, dtype).items():
             (fresh / name).write_text(json.dumps(content, indent=2) + "\n")
+        for weights_file in weight_files(fresh):  # made as a temporary file, which only its owner may read
+            shutil.copymode(fresh / CONFIG_FILE, weights_file)
         if directory.exists():
             directory.rename(Path(scratch) / "replaced")
         fresh.rename(directory)

@@ -65,6 +65,7 @@ def test_written_files_are_those_of_a_published_checkpoint(small_checkpoint: Pat
         "tokenizer.json",
         "tokenizer_config.json",
     ]
+    assert len({path.stat().st_mode for path in small_checkpoint.iterdir()}) == 1
     config = json.loads((small_checkpoint / "config.json").read_text())
     assert config["norm_stats"] == statistics_json()
     assert config["torch_dtype"] == config["text_config"]["torch_dtype"] == "bfloat16"
