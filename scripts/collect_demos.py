@@ -11,6 +11,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from sim.collection import CollectionConfig, Summary, collect
+from sim.recording_worker import CollectionError
 from sim.suites import parse_numbers
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -49,7 +50,12 @@ def main() -> None:
         )
     except ValueError as error:
         parser.error(str(error))
-    print(collect(config, _Printer()), flush=True)
+    try:
+        print(collect(config, _Printer()), flush=True)
+    except KeyboardInterrupt:
+        raise SystemExit(f"stopped; run the same command again to go on in {config.output}") from None
+    except CollectionError as error:
+        raise SystemExit(f"cannot collect: {error}") from None
 
 
 class _Printer:

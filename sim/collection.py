@@ -104,7 +104,7 @@ def collect(config: CollectionConfig, on_progress: Callable[[Summary], None] | N
     """Record what is wanted and not there yet. May be interrupted and repeated: every stored file is complete.
 
     on_progress: called after every episode.
-    Raises CollectionError where the simulator cannot be built.
+    Raises CollectionError where simulator or policy server cannot be reached.
     """
     wanted, done = config.items(), _already_done(config.output)
     schedule = BalancedSchedule(item for item in wanted if demonstration_name(*item.key, item.seed) not in done)

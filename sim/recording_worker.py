@@ -5,10 +5,7 @@ Knows how to build, keep and replace a simulator and what to do when it dies; do
 
 from __future__ import annotations
 
-import os
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -22,17 +19,17 @@ from policy.training.demonstrations import demonstration_name
 from sim.driving import AlternatingDriver
 from sim.noise import BurstNoise
 from sim.schedule import Item
+from sim.threads import single_threaded_children
 
 if TYPE_CHECKING:
     from sim.libero import LiberoEnv
 
 _DRIVER_TIMEOUT_S = 30.0  # a policy server's answer; many workers share one
 _DEATHS = 3  # in a row: not an unlucky episode any more but a broken installation
-_THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class CollectionError(RuntimeError):
-    """A worker cannot run the simulator at all; the message says how it ended."""
+    """A worker cannot get to work at all; the message says why, or how it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class RecordingWorker:
         context = get_context("spawn")
         self.connection, other_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(other_end, self._recording), daemon=True)
-        with _one_thread_each():
+        with single_threaded_children():
             self._process.start()
         other_end.close()  # so that the process's death is seen as the end of the stream
 
@@ -93,7 +90,7 @@ class RecordingWorker:
     def outcome(self) -> Outcome:
         """What came of the assigned item; waits for it.
 
-        Raises CollectionError if the simulator cannot be built or the process keeps dying.
+        Raises CollectionError if simulator or policy server cannot be reached, or the process keeps dying.
         """
         assert self.item is not None, "assign() first"
         try:
@@ -108,7 +105,7 @@ class RecordingWorker:
             self._start()
             return Outcome(*self.item.key, self.item.seed, "error", detail=detail)
         if isinstance(message, str):
-            raise CollectionError(f"{self.item.key.suite} task {self.item.key.task} cannot be built:\n{message}")
+            raise CollectionError(f"{self.item.key.suite} task {self.item.key.task} cannot be recorded: {message}")
         self._deaths = 0
         return message
 
@@ -119,25 +116,10 @@ class RecordingWorker:
         self._process.join()
 
 
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes started inside use one thread per library: there is one process per core already."""
-    before = {name: os.environ.get(name) for name in _THREAD_LIMITS}
-    os.environ.update(dict.fromkeys(_THREAD_LIMITS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _serve(connection: Connection, recording: Recording) -> None:
     """The process's end: record items until the pipe closes."""
     env: LiberoEnv | None = None
-    driver = connect_driver(recording.driver_endpoint)
+    driver: AlternatingDriver | None = None
     while True:
         try:
             item: Item = connection.recv()
@@ -149,9 +131,10 @@ def _serve(connection: Connection, recording: Recording) -> None:
             try:
                 from sim.libero import LiberoEnv
 
+                driver = driver or connect_driver(recording.driver_endpoint)
                 env = LiberoEnv(*item.key, render=recording.frames)
-            except Exception:
-                connection.send(traceback.format_exc())
+            except Exception as error:
+                connection.send(f"{type(error).__name__}: {error}")
                 return
         try:
             outcome = record_item(env, item, recording, driver)
@@ -167,7 +150,7 @@ def _serve(connection: Connection, recording: Recording) -> None:
 
 
 def connect_driver(endpoint: str) -> AlternatingDriver | None:
-    """The driver of a policy server, or None where the expert drives alone."""
+    """The driver of a policy server, or None where the expert drives alone. Raises `bridge.errors.BridgeError`."""
     if not endpoint:
         return None
     from bridge.client import PolicyClient

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
-import os
 import signal
 import time
 from collections import Counter
@@ -25,14 +24,13 @@ from sim.episode import EpisodeResult, run_episode
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason
 from sim.sources import PolicySource
+from sim.threads import single_threaded_children
 from sim.video import write_video
 
 LOGGER = logging.getLogger(__name__)
 
 # An episode whose process dies, or that ends in an exception, is tried this often before it counts as an error.
 ATTEMPTS = 2
-# Simulators are single-threaded; numpy's thread pools would only make the processes fight over the cores.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerSetupError(RuntimeError):
@@ -161,7 +159,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, *self._arguments), daemon=True)
-        with _single_threaded_children():
+        with single_threaded_children():
             self._process.start()
         theirs.close()  # so that the death of the process ends the connection
         self.alive = True
@@ -256,15 +254,3 @@ def _describe(error: Exception) -> str:
 
 def _place(item: EpisodeItem) -> tuple[str, int, int]:
     return item.suite, item.task, item.init_state
-
-
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Sets the thread variables that the user has left open, for processes started meanwhile."""
-    added = [name for name in _THREAD_VARIABLES if name not in os.environ]
-    os.environ.update(dict.fromkeys(added, "1"))
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

@@ -164,7 +164,17 @@ def test_a_simulator_that_cannot_be_built_ends_the_collection(tmp_path):
     worker = RecordingWorker(Recording(tmp_path, noise=0.0, noisy_fraction=0.0))
     try:
         worker.assign(Item(TaskKey("no_such_suite", 0), 1000))
-        with pytest.raises(CollectionError, match="no_such_suite task 0 cannot be built"):
+        with pytest.raises(CollectionError, match="no_such_suite task 0 cannot be recorded: UnknownSuiteError"):
+            worker.outcome()
+    finally:
+        worker.close()
+
+
+def test_a_policy_server_that_cannot_be_reached_ends_the_collection(tmp_path):
+    worker = RecordingWorker(Recording(tmp_path, noise=0.0, noisy_fraction=0.0, driver_endpoint="5555"))
+    try:
+        worker.assign(Item(KEYS[0], 1000))
+        with pytest.raises(CollectionError, match="cannot be recorded: ValueError: '5555' is not an endpoint"):
             worker.outcome()
     finally:
         worker.close()
