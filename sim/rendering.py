@@ -11,8 +11,10 @@ import ctypes
 import importlib.util
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from typing import Any
 
 LOGGER = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def load_control_environment() -> Any:
     if importlib.util.find_spec("libero") is None:
         raise ImportError("the LIBERO simulator is not installed; run: pip install 'specact[sim]'")
     with _quiet_import():
+        _switch_off_log_file()
         if backend == "egl":
             _choose_egl_device()
         module = importlib.import_module("libero.libero.envs.env_wrapper")
@@ -95,6 +98,24 @@ def _quiet_import() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _switch_off_log_file() -> None:
+    """Keeps robosuite from opening /tmp/robosuite.log, which stops it where another user's file of that name lies.
+
+    The switch is in its module `macros`, and importing that would import all of robosuite, which opens the file; so
+    the module is put in place before its package.
+    """
+    package = importlib.util.find_spec("robosuite")
+    if package is None or "robosuite" in sys.modules:
+        return
+    spec = PathFinder.find_spec("robosuite.macros", package.submodule_search_locations)
+    assert spec is not None
+    assert spec.loader is not None
+    macros: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(macros)
+    macros.FILE_LOGGING_LEVEL = None
+    sys.modules[spec.name] = macros
 
 
 def _choose_egl_device() -> None:

@@ -124,6 +124,18 @@ def test_a_process_leaves_nothing_behind_and_says_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_log_file_of_another_user_is_in_nobodys_way():
+    code = (
+        "import logging\n"
+        "from sim.rendering import load_control_environment\n"
+        "load_control_environment()\n"
+        "kinds = [type(handler) for handler in logging.getLogger('robosuite_logs').handlers]\n"
+        "assert kinds == [logging.StreamHandler], kinds\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
 def test_a_missing_library_says_what_to_install(monkeypatch):
     from sim import rendering
 
