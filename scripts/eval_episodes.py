@@ -20,7 +20,7 @@ from policy.results import write_result
 from sim.evaluation import EvaluationConfig, evaluate
 from sim.protocol import Protocol
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
-from sim.suites import STEP_LIMITS, UnknownSuiteError, parse_numbers
+from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import headline, summarise, summary_table
 from sim.video import VideoUnavailableError
 from sim.workers import WorkerSetupError
@@ -75,7 +75,7 @@ def main() -> None:
             records = evaluate(config, source)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {config.output}") from None
-    except (UnknownSuiteError, WorkerSetupError, VideoUnavailableError, BridgeError) as error:
+    except (ValueError, WorkerSetupError, VideoUnavailableError, BridgeError) as error:
         raise SystemExit(f"cannot evaluate: {error}") from None
     summaries = summarise(records)
     first = records[0]
@@ -102,12 +102,12 @@ def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
     def load(report: object) -> Policy:
         return Policy.load(chosen.checkpoint, unnorm_key=chosen.unnorm_key, device=chosen.device, dtype=chosen.dtype)
 
-    server = PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers).start()
-    try:
-        server.wait_ready()
+    with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:
+        try:
+            server.wait_ready()
+        except Exception as error:  # its traceback has been logged
+            raise SystemExit(f"cannot load {chosen.checkpoint}: {error}") from None
         yield RemotePolicy(server.endpoint)
-    finally:
-        server.close()
 
 
 if __name__ == "__main__":

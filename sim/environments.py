@@ -20,9 +20,6 @@ class World(Protocol):
     @property
     def instruction(self) -> str: ...
 
-    @property
-    def initial_state_count(self) -> int: ...
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
@@ -41,6 +38,15 @@ def task_instruction(suite: str, task: int) -> str:
             raise UnknownSuiteError(f"the fake suite has tasks 0 to {len(INSTRUCTIONS) - 1}, not {task}")
         return INSTRUCTIONS[task]
     return find_task(suite, task).instruction
+
+
+def initial_state_count(suite: str, task: int) -> int:
+    """Number of official initial states of this task, without opening it. Raises UnknownSuiteError."""
+    if suite == "fake":
+        from sim.fake import INITIAL_STATES
+
+        return INITIAL_STATES
+    return len(find_task(suite, task).initial_states())
 
 
 def open_environment(suite: str, task: int, *, render: bool = True, protocol: EpisodeProtocol = OFFICIAL) -> World:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from policy.results import commit, versions
 from policy.types import PolicySpec
-from sim.environments import task_instruction
+from sim.environments import initial_state_count, task_instruction
 from sim.episode import LOCK_STEP
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
@@ -69,13 +69,14 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     """Runs what is missing and returns the newest record of every episode of `config`, earlier runs' included.
 
     Privileged policies are run without rendering, unless films are wanted. An interrupt leaves a valid file.
-    Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, and UnknownSuiteError.
+    Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
+    ValueError for initial states that a task does not have and for an output file of something else.
     """
     if config.videos:
         require_encoder()
     items = config.items()
     for suite, task in dict.fromkeys((item.suite, item.task) for item in items):
-        task_instruction(suite, task)  # refuses what does not exist before anything is started
+        _check_exists(suite, task, config.init_states)
     spec = source.spec()
     recorder = _Recorder(spec, config.protocol)
     log = EpisodeLog(config.output)
@@ -90,6 +91,14 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
             display.count(record)
     newest = newest_by_key(log.records)
     return [newest[recorder.key(item)] for item in items]
+
+
+def _check_exists(suite: str, task: int, init_states: tuple[int, ...]) -> None:
+    """Raises ValueError for what does not exist, so that nothing is started in vain."""
+    task_instruction(suite, task)
+    last = initial_state_count(suite, task) - 1
+    if max(init_states) > last:
+        raise ValueError(f"{suite} task {task} has no initial state {max(init_states)}; choose 0 to {last}")
 
 
 class _Recorder:

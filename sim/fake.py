@@ -12,7 +12,7 @@ from sim.protocol import OFFICIAL, Protocol
 
 STEP_LIMIT = 30
 INSTRUCTIONS = ("reach the near target", "reach the target out of reach")
-_INITIAL_STATES = 50
+INITIAL_STATES = 50
 _STEP_LENGTH = 0.05
 
 
@@ -31,7 +31,6 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.rendered = render
         self.renderer = "fake" if render else "none"
         self.instruction = INSTRUCTIONS[task]
-        self.initial_state_count = _INITIAL_STATES
         self.step_limit = protocol.step_limit or STEP_LIMIT
         side = protocol.resolution
         image: dict[str, spaces.Space] = {"image": spaces.Box(0, 255, (side, side, 3), np.uint8)} if render else {}
@@ -48,7 +47,7 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         """Puts the point back to 0 and the target where the initial state, or else chance, says."""
         super().reset(seed=seed)
         number = (options or {}).get("init_state")
-        drawn = self.np_random.uniform(0.0, _INITIAL_STATES) if number is None else number
+        drawn = self.np_random.uniform(0.0, INITIAL_STATES) if number is None else number
         self._position, self._target, self.steps = 0.0, 0.1 + drawn / 100 + self._farther, 0
         return self._observations(), {"success": False, "steps": 0, "init_state": number}
 

@@ -140,9 +140,11 @@ def test_the_expert_needs_a_simulator_to_read(tmp_path):
         evaluate(config(tmp_path), ScriptedExpert(), progress=False)
 
 
-def test_tasks_that_do_not_exist_are_refused_before_anything_is_recorded(tmp_path):
+def test_tasks_and_states_that_do_not_exist_are_refused_before_anything_is_recorded(tmp_path):
     with pytest.raises(UnknownSuiteError, match="not 2"):
         evaluate(config(tmp_path, tasks=(0, 2)), ForwardSource(tmp_path), progress=False)
+    with pytest.raises(ValueError, match="fake task 1 has no initial state 50; choose 0 to 49"):
+        evaluate(config(tmp_path, tasks=(1,), init_states=(3, 50)), ForwardSource(tmp_path), progress=False)
     assert not (tmp_path / "x.jsonl").exists()
 
 
