@@ -21,7 +21,7 @@ from sim.evaluation import EvaluationConfig, evaluate
 from sim.protocol import Protocol
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
-from sim.summary import headline, summarise, summary_table
+from sim.summary import conditions, headline, summarise, summary_table
 from sim.video import VideoUnavailableError
 from sim.workers import WorkerSetupError
 
@@ -80,11 +80,14 @@ def main() -> None:
     summaries = summarise(records)
     first = records[0]
     title = f"{first.policy_id}, {first.decoder} decoding, {first.clock} clock"
+    if first.privileged:
+        title += "; privileged: reads the simulator's state, no camera policy"
     console = Console()
     console.print(summary_table(summaries, title))
     console.print(f"protocol: official, but {'; '.join(first.protocol_deviations)}")
     if chosen.summary:
-        write_result(chosen.summary, [summary.row() for summary in summaries], headline(summaries))
+        shared = conditions(records)
+        write_result(chosen.summary, [summary.row() | shared for summary in summaries], headline(summaries))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +88,22 @@ def headline(summaries: Iterable[Summary]) -> dict[str, float | int | None]:
     rates = {s.suite: s.rate.rate if s.rate.episodes else None for s in suites}
     counts = {"episodes_per_suite": min(s.rate.episodes for s in suites), "errors": sum(s.errors for s in suites)}
     return rates | counts
+
+
+def conditions(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Under what the episodes of one evaluation were run, to stand in each row of its result."""
+    first = records[0]
+    return {
+        "policy": first.policy_id,
+        "privileged": first.privileged,
+        "checkpoint_hash": first.checkpoint_hash,
+        "decoder": first.decoder,
+        "device": first.device,
+        "dtype": first.dtype,
+        "clock": first.clock,
+        "renderer": ", ".join(sorted({record.renderer for record in records if record.renderer})),
+        "protocol_deviations": list(first.protocol_deviations),
+    }
 
 
 def summary_table(summaries: Iterable[Summary], title: str) -> Table:

@@ -12,7 +12,7 @@ from sim.records import EndReason, Outcome, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.statistics import SuccessRate
 from sim.suites import UnknownSuiteError
-from sim.summary import headline, summarise
+from sim.summary import conditions, headline, summarise
 from sim.workers import WorkerPool, WorkerSetupError
 
 
@@ -133,6 +133,10 @@ def test_summaries_by_task_and_suite(tmp_path):
     assert (suite.task, suite.rate) == (None, SuccessRate(2, 4))
     assert suite.row()["wilson95_low"] == pytest.approx(0.15, abs=0.005)
     assert headline([first, second, suite]) == {"fake": 0.5, "episodes_per_suite": 4, "errors": 0}
+    shared = conditions(records)
+    assert (shared["policy"], shared["checkpoint_hash"], shared["privileged"]) == ("forward", "abc", False)
+    assert (shared["clock"], shared["renderer"]) == ("lock-step", "fake")
+    assert "once per task" in shared["protocol_deviations"][0]
 
 
 def test_the_expert_needs_a_simulator_to_read(tmp_path):
