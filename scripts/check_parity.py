@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policy.hardware import DTYPES, choose_device
-from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
+from policy.openvla.checkpoint import CONFIG_FILE, load_checkpoint, locate_checkpoint
 from policy.parity.golden import TOLERANCES, GoldenSet, Recording, Report
 from policy.parity.inputs import check_inputs
 from policy.parity.network import (
@@ -35,7 +35,7 @@ def compare(checkpoint: Path, golden: GoldenSet, device: torch.device, dtype: st
     """All checks that the golden set has recordings for, its variants included."""
     report, tolerances = Report(), TOLERANCES[dtype]
     model = load_checkpoint(checkpoint, device, DTYPES[dtype])
-    subject = Subject.of(model, checkpoint, tolerances)
+    subject = Subject.of(model, checkpoint, checkpoint / CONFIG_FILE, tolerances)
     check_inputs(report, golden, checkpoint, model.config.action_vocabulary)
     check_vision(Recording(report, golden, "arrays/vision.npz", "vision"), subject)
     check_prediction(Recording(report, golden, "arrays/predict.npz", "predict"), subject)
@@ -43,8 +43,9 @@ def compare(checkpoint: Path, golden: GoldenSet, device: torch.device, dtype: st
     check_training_examples(Recording(report, golden, "arrays/training_examples.npz", "training"), subject)
     check_simulator_actions(Recording(report, golden, "arrays/libero_path.npz", "LIBERO"))
     for variant in golden.variants:
-        model = load_checkpoint(checkpoint, device, DTYPES[dtype], config_file=variant / "config.json")
-        subject = Subject.of(model, checkpoint, tolerances)
+        config_file = variant / CONFIG_FILE
+        model = load_checkpoint(checkpoint, device, DTYPES[dtype], config_file)
+        subject = Subject.of(model, checkpoint, config_file, tolerances)
         check_prediction(Recording(report, golden, f"{variant.name}/predict.npz", variant.name), subject)
     return report
 
@@ -86,8 +87,13 @@ def main(arguments_given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     arguments = parser.parse_args(arguments_given)
     console = Console()
-    golden = GoldenSet(arguments.golden)
-    report = compare(locate_checkpoint(arguments.checkpoint), golden, choose_device(arguments.device), arguments.dtype)
+    try:
+        golden = GoldenSet(arguments.golden)
+        checkpoint, device = locate_checkpoint(arguments.checkpoint), choose_device(arguments.device)
+        report = compare(checkpoint, golden, device, arguments.dtype)
+    except (ValueError, FileNotFoundError) as error:
+        console.print(f"cannot compare: {error}", style="red", markup=False, highlight=False)
+        return 2
     show(report, golden, console)
     if not report.checks:
         console.print("[red]The golden set holds nothing that could be compared.")

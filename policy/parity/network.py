@@ -14,7 +14,6 @@ from torch.nn import functional
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.prompt_batch import PromptBatch
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics
-from policy.openvla.checkpoint import CONFIG_FILE
 from policy.openvla.images import PreprocessorSettings, libero_frame, pixel_values, processor_pixel_values
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
@@ -36,8 +35,9 @@ class Subject:
     tolerances: Tolerances
 
     @classmethod
-    def of(cls, model: OpenVLA, checkpoint: Path, tolerances: Tolerances) -> Subject:
-        config = json.loads((checkpoint / CONFIG_FILE).read_text(encoding="utf-8"))
+    def of(cls, model: OpenVLA, checkpoint: Path, config_file: Path, tolerances: Tolerances) -> Subject:
+        """config_file: the one that `model` was loaded with, the checkpoint's own or a variant's."""
+        config = json.loads(config_file.read_text(encoding="utf-8"))
         datasets = config.get("norm_stats") or {}
         return cls(
             model=model,
@@ -57,9 +57,12 @@ class Subject:
         return torch.from_numpy(values)[None].to(self.model.device, self.model.dtype)
 
     def statistics(self, name: str) -> ActionStatistics:
-        """Those that an array `actions_<name>` was un-normalised with."""
-        from_file = name.removeprefix("dataset_statistics_")
-        return self.file_statistics[from_file] if from_file != name else self.config_statistics[name]
+        """Those that an array `actions_<name>` was un-normalised with. Raises ValueError where there are none."""
+        key = name.removeprefix("dataset_statistics_")
+        datasets = self.config_statistics if key == name else self.file_statistics
+        if key not in datasets:
+            raise ValueError(f"actions_{name} is recorded, but the checkpoint has statistics of {sorted(datasets)} only")
+        return datasets[key]
 
 
 def check_vision(recording: Recording, subject: Subject) -> None:

@@ -116,3 +116,13 @@ def test_a_set_with_nothing_recorded_is_no_success(
     (tmp_path / "golden.json").write_text("{}")
     assert check_parity(small_checkpoint, tmp_path) == 2
     assert "holds nothing that could be compared" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_said_in_one_line(
+    small_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert check_parity(small_checkpoint, tmp_path) == 2
+    assert "golden.json is missing" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "golden.json").write_text("{}")
+    assert check_parity(tmp_path, tmp_path) == 2
+    assert "expected model.safetensors" in " ".join(capsys.readouterr().out.split())
