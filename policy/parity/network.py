@@ -61,7 +61,7 @@ class Subject:
         key = name.removeprefix("dataset_statistics_")
         datasets = self.config_statistics if key == name else self.file_statistics
         if key not in datasets:
-            raise ValueError(f"actions_{name} is recorded, but the checkpoint has statistics of {sorted(datasets)} only")
+            raise ValueError(f"actions_{name} is recorded; the checkpoint has only statistics of {sorted(datasets)}")
         return datasets[key]
 
 
