@@ -8,6 +8,7 @@ episodes that have frames once more, e.g. with another GL renderer. What is in t
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import groupby
 from multiprocessing import get_context
@@ -16,6 +17,9 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from policy.training.demonstrations import Demonstration, list_demonstrations
+
+# Episodes that one process takes at a time: enough to pay for building their world, few enough to share out evenly.
+_LARGEST_SHARE = 20
 
 
 def render_files(paths: list[Path], output: Path) -> int:
@@ -41,20 +45,28 @@ def main() -> None:
     parser.add_argument("demonstrations", type=Path, help="folder with the recorded episodes")
     parser.add_argument("output", type=Path, help="folder for the rendered ones")
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
-    parser.add_argument("--share", type=int, default=20, help="episodes of a task that one process takes at a time")
     chosen = parser.parse_args()
-    wanted = [path for path in list_demonstrations(chosen.demonstrations) if not (chosen.output / path.name).exists()]
-    shares = []
-    for _, group in groupby(wanted, key=lambda path: path.name.rsplit("_seed", 1)[0]):
-        paths = list(group)
-        shares += [paths[i : i + chosen.share] for i in range(0, len(paths), chosen.share)]
-    started, frames = time.monotonic(), 0
+    recorded = list_demonstrations(chosen.demonstrations)
+    if not recorded:
+        parser.error(f"no demonstrations in {chosen.demonstrations}")
+    wanted = [path for path in recorded if not (chosen.output / path.name).exists()]
+    print(f"{len(wanted)} episodes to render, {len(recorded) - len(wanted)} are there already", flush=True)
+    episodes, frames, started = 0, 0, time.monotonic()
     with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
-        tasks = [pool.submit(render_files, share, chosen.output) for share in shares]
-        for done, task in enumerate(as_completed(tasks), 1):
-            frames += task.result()
-            seconds = time.monotonic() - started
-            print(f"{done}/{len(shares)} shares, {frames} frames, {frames / seconds:.0f} frames/s", flush=True)
+        tasks = {pool.submit(render_files, share, chosen.output): len(share) for share in shares(wanted)}
+        for task in as_completed(tasks):
+            episodes, frames = episodes + tasks[task], frames + task.result()
+            rate = frames / (time.monotonic() - started)
+            print(f"{episodes} episodes, {frames} frames, {rate:.0f} frames/s", flush=True)
+
+
+def shares(paths: list[Path]) -> Iterator[list[Path]]:
+    """Files of one task each, since a process builds a world for every share; `paths` are sorted."""
+    for _, group in groupby(paths, key=lambda path: path.name.rsplit("_seed", 1)[0]):
+        waiting = list(group)
+        while waiting:
+            yield waiting[:_LARGEST_SHARE]
+            del waiting[:_LARGEST_SHARE]
 
 
 if __name__ == "__main__":

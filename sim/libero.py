@@ -95,13 +95,16 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         """The frame, uint8 `[R, R, 3]`, upside down, of a moment of an earlier episode of this task.
 
         positions: its `pictured_positions`, `[nq]`; body_positions, body_quaternions: where its reset put the model's
-        bodies, `[bodies, 3]` and `[bodies, 4]`. The environment needs a `reset` before it can be stepped again.
+        bodies, `[bodies, 3]` and `[bodies, 4]`. The environment needs a `reset` before it can be stepped again. A stove
+        that was switched on is shown without its glow, which is not part of the positions.
         Raises RuntimeError with `render=False` and ValueError for arrays of another task.
         """
         if self._camera is None:
             raise RuntimeError("the environment has no camera; make it with render=True")
         import mujoco
 
+        if self._image is None:
+            self.reset(seed=0)  # until its first reset a world shows the gripper's markers and a glowing stove
         model, data = self.simulator.sim.model._model, self.simulator.sim.data._data
         if positions.shape != data.qpos.shape or body_positions.shape != model.body_pos.shape:
             has, got = (data.qpos.size, len(model.body_pos)), (positions.size, len(body_positions))

@@ -1,14 +1,17 @@
 """Recording demonstrations: what a row holds, that frames can be rendered again, and what must never be recorded."""
 
+import subprocess
+import sys
 from itertools import islice
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from policy.openvla.images import decode_frame, encode_frame
-from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration
-from sim.demonstrations import privileged, record_episode
+from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationError
+from sim.demonstrations import privileged, record_episode, render_frames
 from sim.expert import make_expert
 from sim.libero import LiberoEnv
 from sim.noise import BurstNoise
@@ -95,6 +98,43 @@ def test_a_frame_can_be_rendered_again_from_what_is_stored(recorded, env):
     assert encode_frame(observed["image"]) == recorded.frame_jpeg(3)
 
 
+@pytest.fixture(scope="module")
+def bare() -> Demonstration:
+    """The same episode as `recorded`, without frames."""
+    blind = LiberoEnv("libero_spatial", 0, render=False, protocol=Protocol(step_limit=STEPS))
+    demonstration = record_episode(blind, 1001, noise=ALWAYS_NOISY)
+    blind.close()
+    return demonstration
+
+
+@pytest.mark.libero
+def test_frames_rendered_later_are_those_of_a_recording_with_frames(recorded, bare, env):
+    with pytest.raises(DemonstrationError, match="without frames"):
+        bare.frame_jpeg(0)
+    np.testing.assert_array_equal(bare.actions, recorded.actions)
+    np.testing.assert_array_equal(bare.pictured, recorded.pictured)
+    rendered = render_frames(env, bare)
+    assert rendered.meta == recorded.meta
+    assert [rendered.frame_jpeg(t) for t in range(STEPS)] == [recorded.frame_jpeg(t) for t in range(STEPS)]
+
+
+@pytest.mark.libero
+def test_the_rendering_script_does_what_is_missing(recorded, bare, tmp_path):
+    raw, output = tmp_path / "raw", tmp_path / "rendered"
+    bare.save(raw / bare.file_name)
+    bare.save(raw / "libero_spatial_task00_seed1002.npz")
+    output.mkdir()
+    (output / "libero_spatial_task00_seed1002.npz").write_text("there already")
+    script = Path(__file__).parents[2] / "scripts" / "render_demos.py"
+    run = [sys.executable, str(script), str(raw), str(output), "--workers", "1"]
+    assert "1 episodes, 5 frames" in subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    np.testing.assert_array_equal(Demonstration.load(output / bare.file_name).jpeg, recorded.jpeg)
+    assert (output / "libero_spatial_task00_seed1002.npz").read_text() == "there already"
+    empty = subprocess.run([*run[:2], str(tmp_path), str(output)], capture_output=True, text=True)
+    assert empty.returncode == 2
+    assert "no demonstrations in" in empty.stderr
+
+
 @pytest.mark.libero
 def test_a_driver_decides_what_is_executed_and_the_label_stays_the_experts(env):
     stand_still = np.array([0, 0, 0, 0, 0, 0, 0.9], np.float32)
@@ -110,6 +150,6 @@ def test_evaluation_scenes_are_never_recorded(env):
         record_episode(env, 0)
 
 
-def test_a_world_without_a_camera_is_refused():
-    with pytest.raises(ValueError, match="render=True"):
-        record_episode(SimpleNamespace(rendered=False), 1000)
+def test_a_driver_without_a_camera_is_refused():
+    with pytest.raises(ValueError, match="driver 'blind' needs to see; make the environment with render=True"):
+        record_episode(SimpleNamespace(rendered=False), 1000, driver=lambda seen, label: label, driver_name="blind")
