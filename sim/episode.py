@@ -19,7 +19,7 @@ from sim.environments import World
 LOCK_STEP = "lock-step"
 
 # Stands in where nothing is rendered; only privileged policies, which look at no picture, get to see it.
-_NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
+NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def run_episode(
     target_passes: list[int] = []
     terminated = truncated = False
     while not (terminated or truncated):
-        image = observations.get("image", _NO_IMAGE)
+        image = observations.get("image", NO_IMAGE)
         if watch:
             watch(image)
         started = time.perf_counter()
@@ -62,7 +62,7 @@ def run_episode(
         target_passes.append(action.trace.target_passes)
         observations, _, terminated, truncated, _ = env.step(simulator_action(action))
     if watch:
-        watch(observations.get("image", _NO_IMAGE))
+        watch(observations.get("image", NO_IMAGE))
     return EpisodeResult(terminated, len(decision_ms), tuple(decision_ms), tuple(target_passes))
 
 
