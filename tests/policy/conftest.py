@@ -1,10 +1,14 @@
-"""A small random OpenVLA and its checkpoint, and the way to a full golden set where there is one."""
+"""A small random OpenVLA and its checkpoint, and a golden set of the original's outputs."""
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import os
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_openvla import INSTRUCTIONS, statistics_json
@@ -14,7 +18,7 @@ from policy.openvla.config import LanguageConfig, OpenVLAConfig, TowerConfig
 from policy.openvla.model import OpenVLA
 from policy.openvla.word_tokenizer import build_word_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +73,27 @@ def small_checkpoint(small_model: OpenVLA, tokenizer_directory: Path, tmp_path_f
 
 
 @pytest.fixture(scope="session")
-def golden_directory() -> Path:
-    """A complete golden set: named by SPECACT_GOLDEN, or beside the repository."""
-    directory = Path(os.environ.get("SPECACT_GOLDEN") or ROOT.parent / "shared" / "golden" / "openvla-tiny")
-    if not (directory / "golden.json").is_file():
-        pytest.skip(
-            f"no complete golden set at {directory} (SPECACT_GOLDEN names one); its inputs are tested from tests/data"
-        )
+def golden_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A golden set: the one that SPECACT_GOLDEN names, else that of `tests/data`, put together as such sets are."""
+    if named := os.environ.get("SPECACT_GOLDEN"):
+        return Path(named)
+    directory = tmp_path_factory.mktemp("golden")
+    inputs, network = DATA / "golden-inputs", DATA / "golden-network"
+    checkpoint = Path(shutil.copytree(inputs / "checkpoint", directory / "checkpoint"))
+    (checkpoint / "tokenizer.json").write_bytes(gzip.decompress((checkpoint / "tokenizer.json.gz").read_bytes()))
+    weights = lzma.decompress((network / "model.safetensors.xz").read_bytes())
+    (checkpoint / "model.safetensors").write_bytes(weights)
+    shutil.copytree(network / "variant-two-heads", directory / "variant-two-heads")
+    shutil.copy(inputs / "golden.json", directory)
+    for folder, files in (
+        ("images", inputs.glob("image_*.png")),
+        ("arrays", (inputs / "action_tokenizer.npz", *network.glob("*.npz"))),
+    ):
+        (directory / folder).mkdir()
+        for file in files:
+            shutil.copy(file, directory / folder)
+    arrays = directory / "arrays"
+    with np.load(inputs / "libero_frames.npz") as frames, np.load(arrays / "libero_predictions.npz") as predictions:
+        np.savez(arrays / "libero_path.npz", **frames, **predictions)
+    (arrays / "libero_predictions.npz").unlink()
     return directory

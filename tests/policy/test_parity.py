@@ -1,8 +1,6 @@
-"""Against recordings of the original code, where the complete set is at hand, and the comparison itself.
+"""Against recordings of the original code, and the comparison itself.
 
-The small subset in `tests/data` is used by the tests of images, prompts and action tokens; it has no weights, which are
-21 MB.
-Without the complete set, `test_model.py` still compares every layer with an independent implementation.
+The set of `tests/data` leaves out what cannot be small: SPECACT_GOLDEN may name a complete one.
 """
 
 from __future__ import annotations
