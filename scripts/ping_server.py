@@ -51,8 +51,8 @@ def show(rows: Sequence[LatencyRow], spec: PolicySpec, title: str) -> None:
 def main() -> int:
     arguments = parse_arguments()
     image = np.random.default_rng(0).integers(0, 256, (arguments.side, arguments.side, 3), np.uint8)
-    observation = Observation(image, arguments.instruction)
     try:
+        observation = Observation(image, arguments.instruction)
         with PolicyClient(arguments.endpoint, timeout_s=arguments.timeout_s, encoding=arguments.encoding) as client:
             rows = summarize(time_actions(client, observation, arguments.actions, arguments.warmup))
             spec = client.spec
