@@ -8,7 +8,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from small_openvla import INSTRUCTIONS, statistics_json
@@ -19,6 +18,7 @@ from policy.openvla.model import OpenVLA
 from policy.openvla.word_tokenizer import build_word_tokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data"
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "golden" / "openvla-tiny"
 
 
 @pytest.fixture(scope="session")
@@ -74,16 +74,17 @@ def small_checkpoint(small_model: OpenVLA, tokenizer_directory: Path, tmp_path_f
 
 @pytest.fixture(scope="session")
 def golden_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A golden set: the one that SPECACT_GOLDEN names, else that of `tests/data`, put together as such sets are."""
+    """A golden set: the one that SPECACT_GOLDEN names, a complete one beside the repository, or that of `tests/data`."""
     if named := os.environ.get("SPECACT_GOLDEN"):
         return Path(named)
+    if (BESIDE / "golden.json").is_file():
+        return BESIDE
     directory = tmp_path_factory.mktemp("golden")
     inputs, network = DATA / "golden-inputs", DATA / "golden-network"
     checkpoint = Path(shutil.copytree(inputs / "checkpoint", directory / "checkpoint"))
     (checkpoint / "tokenizer.json").write_bytes(gzip.decompress((checkpoint / "tokenizer.json.gz").read_bytes()))
     weights = lzma.decompress((network / "model.safetensors.xz").read_bytes())
     (checkpoint / "model.safetensors").write_bytes(weights)
-    shutil.copytree(network / "variant-two-heads", directory / "variant-two-heads")
     shutil.copy(inputs / "golden.json", directory)
     for folder, files in (
         ("images", inputs.glob("image_*.png")),
@@ -92,8 +93,5 @@ def golden_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (directory / folder).mkdir()
         for file in files:
             shutil.copy(file, directory / folder)
-    arrays = directory / "arrays"
-    with np.load(inputs / "libero_frames.npz") as frames, np.load(arrays / "libero_predictions.npz") as predictions:
-        np.savez(arrays / "libero_path.npz", **frames, **predictions)
-    (arrays / "libero_predictions.npz").unlink()
+    shutil.copy(inputs / "libero_frames.npz", directory / "arrays" / "libero_path.npz")
     return directory
