@@ -74,7 +74,7 @@ def small_checkpoint(small_model: OpenVLA, tokenizer_directory: Path, tmp_path_f
 
 @pytest.fixture(scope="session")
 def golden_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A golden set: the one that SPECACT_GOLDEN names, a complete one beside the repository, or that of `tests/data`."""
+    """A golden set: what SPECACT_GOLDEN names, a complete one beside the repository, or that of `tests/data`."""
     if named := os.environ.get("SPECACT_GOLDEN"):
         return Path(named)
     if (BESIDE / "golden.json").is_file():
