@@ -51,7 +51,7 @@ def check_bind(endpoint: str, security: SocketSecurity | None, insecure_bind: bo
     if security is None and not insecure_bind and not is_local(endpoint):
         raise ValueError(
             f"{endpoint} can be reached from other machines and there are no keys: anyone there could use this policy. "
-            f"Bind {DEFAULT_ENDPOINT}, give the server keys, or pass insecure_bind=True on a network you trust"
+            f"Bind {DEFAULT_ENDPOINT}, give the server keys, or allow it (--insecure-bind) on a network you trust"
         )
 
 

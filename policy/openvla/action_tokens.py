@@ -116,6 +116,11 @@ class ActionStatistics:
         known = {field.name: statistics[field.name] for field in fields(cls) if field.name in statistics}
         return cls(**(every | known))
 
+    def to_json(self) -> dict[str, list[Any]]:
+        """The "action" entry of a data set, without what is not known; `from_json` reads it."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.tolist() for name, value in values.items() if value is not None}
+
     def unnormalize(self, values: ArrayLike) -> np.ndarray:
         """From [-1, 1] to the robot's units, `[..., dimensions]` float64, as the original does at inference."""
         values = np.asarray(values, np.float64)

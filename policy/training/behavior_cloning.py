@@ -299,7 +299,7 @@ class BehaviorCloning:
 
     def _dataset_entry(self) -> dict[str, Any]:
         """This data set's entry of `dataset_statistics.json`."""
-        action = {name: np.asarray(values).tolist() for name, values in asdict(self.statistics).items()}
+        action = self.statistics.to_json()
         return {"action": action, "num_transitions": self.store.count, "num_trajectories": self.store.episodes}
 
     @property
@@ -320,7 +320,7 @@ class BehaviorCloning:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "elapsed": self.elapsed,
-            "statistics": {k: np.asarray(v).tolist() for k, v in asdict(self.statistics).items()},
+            "statistics": self.statistics.to_json(),
             "standardizer": (self.standardizer.mean, self.standardizer.std),
         }
         partial = self._state_file.with_suffix(".tmp")
@@ -333,7 +333,7 @@ class BehaviorCloning:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.elapsed = state["step"], state["elapsed"]
-        self.statistics = ActionStatistics(**{k: np.asarray(v) for k, v in state["statistics"].items()})
+        self.statistics = ActionStatistics.from_json(state["statistics"])
         self.standardizer = Standardizer(*state["standardizer"])
 
 
