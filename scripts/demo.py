@@ -8,6 +8,7 @@ benchmark tasks from camera frames alone, and names the videos and the result fi
 from __future__ import annotations
 
 import argparse
+import os
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINT = ROOT / "policy" / "pretrained" / "libero"
+CHECKPOINT = os.path.relpath(ROOT / "policy" / "pretrained" / "libero")  # results name the policy by this path
 
 
 def free_port() -> int:
@@ -26,9 +27,7 @@ def free_port() -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--checkpoint", default=str(CHECKPOINT), help="directory or hub id (default: the policy in the box)"
-    )
+    parser.add_argument("--checkpoint", default=CHECKPOINT, help="directory or hub id (default: the policy in the box)")
     parser.add_argument("--suites", nargs="+", default=["libero_object", "libero_spatial"])
     parser.add_argument("--tasks", default="0", help="task numbers of each suite, e.g. 0,3-5")
     parser.add_argument("--initial-states", default="0-2", help="official initial states of each task")
