@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +26,21 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@contextmanager
+def ended_with_this_block() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes put into the list do not outlive the block, also when this process is told to terminate."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        yield children
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; the children are given time to end
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait(timeout=20)
 
 
 def main() -> int:
@@ -39,34 +57,20 @@ def main() -> int:
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     log = output / "server.log"
     print(f"policy server: {arguments.checkpoint} at {endpoint} (log: {log})", flush=True)
-    with log.open("w") as stream:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "scripts" / "serve_policy.py"),
-                "--checkpoint",
-                arguments.checkpoint,
-                "--bind",
-                endpoint,
-            ],
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            evaluation = [sys.executable, str(ROOT / "scripts" / "eval_episodes.py"), "--endpoint", endpoint]
-            evaluation += ["--suites", *arguments.suites, "--tasks", arguments.tasks]
-            evaluation += ["--initial-states", arguments.initial_states, "--workers", "1"]
-            evaluation += ["--output", str(output / "episodes.jsonl"), "--video", str(output / "videos")]
-            code = subprocess.call(evaluation)
-            if server.poll() is not None:
-                print(
-                    f"the policy server stopped with exit code {server.returncode}:\n{log.read_text()[-2000:]}",
-                    file=sys.stderr,
-                )
-                return 1
-        finally:
-            server.terminate()
-            server.wait(timeout=20)
+    serve = [sys.executable, str(ROOT / "scripts" / "serve_policy.py"), "--checkpoint", arguments.checkpoint]
+    evaluate = [sys.executable, str(ROOT / "scripts" / "eval_episodes.py"), "--endpoint", endpoint]
+    evaluate += ["--suites", *arguments.suites, "--tasks", arguments.tasks]
+    evaluate += ["--initial-states", arguments.initial_states, "--workers", "1"]
+    evaluate += ["--output", str(output / "episodes.jsonl"), "--video", str(output / "videos")]
+    with log.open("w") as stream, ended_with_this_block() as children:
+        server = subprocess.Popen([*serve, "--bind", endpoint], stdout=stream, stderr=subprocess.STDOUT)
+        client = subprocess.Popen(evaluate)
+        children += [client, server]
+        code = client.wait()
+        if server.poll() is not None:
+            said = log.read_text()[-2000:]
+            print(f"the policy server stopped with exit code {server.returncode}:\n{said}", file=sys.stderr)
+            return 1
     print(f"\nresults: {output / 'episodes.jsonl'}")
     for video in sorted((output / "videos").glob("*.mp4")):
         print(f"video:   {video}")
