@@ -9,6 +9,7 @@ scripts/serve_policy.py --fake                            # no model, for trying
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -19,13 +20,14 @@ from bridge.server import PolicyServer
 from bridge.worker import ReportState, ServedPolicy
 from policy.types import PolicySpec
 
-BOX_POLICY = Path(__file__).resolve().parent.parent / "policy" / "pretrained" / "libero"
+# Relative, since clients and results name the policy by what was given here.
+BOX_POLICY = os.path.relpath(Path(__file__).resolve().parent.parent / "policy" / "pretrained" / "libero")
 
 
 def parse_arguments() -> Namespace:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
-    parser.add_argument("--checkpoint", type=str, default=str(BOX_POLICY), help="directory or hub id")
+    parser.add_argument("--checkpoint", type=str, default=BOX_POLICY, help="directory or hub id")
     parser.add_argument(
         "--unnorm-key", type=str | None, default=None, help="dataset whose statistics scale the actions"
     )
