@@ -158,11 +158,15 @@ class BehaviorCloning:
         self.validation.refresh()
 
     def _action_statistics(self) -> ActionStatistics:
-        """q01/q99 and moments of the labels so far; frozen, since tokens depend on them."""
+        """The bins' range and the moments of the labels so far; frozen, since tokens depend on them."""
         values = self.store.actions.double().cpu().numpy()
+        low, high = np.quantile(values, 0.01, 0), np.quantile(values, 0.99, 0)
+        if self.config.action_range is not None:
+            high[:6] = self.config.action_range
+            low[:6] = -high[:6]
         return ActionStatistics(
-            q01=np.quantile(values, 0.01, 0),
-            q99=np.quantile(values, 0.99, 0),
+            q01=low,
+            q99=high,
             mask=np.array([True] * 6 + [False]),
             min=values.min(0),
             max=values.max(0),

@@ -73,6 +73,8 @@ class TrainingConfig:
     minutes, max_steps: the schedule ends with whichever comes first.
     start_episodes, wait_seconds: training starts as soon as so many episodes are there.
     statistics_key: dataset name under which the action statistics are stored (`unnorm_key`).
+    action_range: the 256 bins of pose component i cover ±action_range[i], so that standing still is the middle of a
+        bin; None takes the first episodes' 1st and 99th percentiles, too narrow where other tasks follow later.
     initialize_from: checkpoint whose weights and action statistics to start from. resume: go on with a run cut short.
     """
 
@@ -80,6 +82,7 @@ class TrainingConfig:
     output: Path
     instructions_file: Path = Path("configs/policy/instructions.txt")
     statistics_key: str = "libero"
+    action_range: list[float] | None = None
     minutes: float = 10.0
     max_steps: int = 1_000_000
     batch_size: int = 512
@@ -113,6 +116,9 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must lie between 0 and 1, got {self.average_decay}")
+        reach = self.action_range
+        if reach is not None and (len(reach) != 6 or min(reach) <= 0):
+            raise ValueError(f"action_range must be six positive numbers (x y z roll pitch yaw), got {reach}")
         if not self.instructions_file.is_file():
             raise ValueError(f"instructions_file {self.instructions_file} does not exist; give one instruction a line")
 
