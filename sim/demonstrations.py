@@ -17,9 +17,8 @@ from policy.results import versions
 from policy.training.demonstrations import Demonstration, DemonstrationMeta
 from policy.types import Action, DecodeTrace, Observation
 from sim.episode import NO_IMAGE, simulator_action
-from sim.expert import make_expert
+from sim.expert import Expert, make_expert
 from sim.expert.expert import to_openvla
-from sim.expert.state import SimulatorState
 from sim.libero import LiberoEnv
 from sim.noise import BurstNoise
 from sim.schedule import FIRST_TRAINING_SEED
@@ -67,7 +66,7 @@ def record_episode(
         values[:6] = np.clip(values[:6], -1.0, 1.0)
         action = simulator_action(Action(values, _NO_TOKENS, _NO_DECODING))
         jpeg = encode_frame(image) if env.rendered else b""
-        seen = privileged(expert.state), env.state(), env.pictured_positions
+        seen = privileged(expert), env.state(), env.pictured_positions
         rows.append(jpeg, label, to_openvla(action), *seen)
         observed, _, success, truncated, _ = env.step(action)
         over = success or truncated
@@ -101,14 +100,15 @@ def render_frames(env: LiberoEnv, demonstration: Demonstration) -> Demonstration
     )
 
 
-def privileged(state: SimulatorState) -> np.ndarray:
+def privileged(expert: Expert) -> np.ndarray:
     """What training may additionally predict, float32 `[10]`: see `policy.training.demonstrations.PRIVILEGED_NAMES`.
 
-    Object and goal are the first and the last thing that the task's definition names; where it names only one, the goal
-    is where the object is.
+    Object and goal are those of the expert's last decision (`Expert.focus`), which follows the present sub-goal; where
+    the task names only one thing, the goal is where the object is.
     """
+    state = expert.state
     hand = state.hand_position
-    moved, goal = (state.position(state.objects_of_interest[i]) for i in (0, -1))
+    moved, goal = map(state.position, expert.focus)
     return np.array([*hand, state.finger_gap, *(moved - hand), *(goal - moved)], np.float32)
 
 

@@ -13,7 +13,7 @@ from sim.expert.grasps import RimGrasp
 from sim.expert.pick_and_place import Approach, PickAndPlace
 from sim.expert.placement import Detour, Placement
 from sim.expert.servo import Decision, ramp, unit_clip
-from sim.expert.state import SimulatorState
+from sim.expert.state import Goal, SimulatorState
 
 _DRAWER_WALL_TOP = 1.125  # height of the top drawer's walls
 _OPEN_ENOUGH = 0.152  # pull until here
@@ -83,7 +83,8 @@ class IntoDrawer:
 class BowlIntoDrawer:
     """Open the top drawer, back off, and put the bowl inside."""
 
-    def __init__(self, state: SimulatorState, name: str) -> None:
+    def __init__(self, state: SimulatorState, goal: Goal) -> None:
+        name = goal[1]
         self._drawer = Drawer(state, "top")
         # The hand is tilted, or else the palm would push the drawer shut again.
         grasp = RimGrasp(name, depth=0.009, tilt=np.deg2rad(30))
@@ -95,7 +96,7 @@ class BowlIntoDrawer:
             max_turn=0.7,
         )
         placement = IntoDrawer(state, name, self._drawer, grasp)
-        self._bowl = PickAndPlace(state, name, grasp, placement, approach)
+        self._bowl = PickAndPlace(state, goal, grasp, placement, approach)
 
     def __call__(self, state: SimulatorState) -> Decision:
         opening = self._drawer.opening(state)

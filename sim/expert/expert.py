@@ -24,16 +24,20 @@ class Expert:
     """The expert for one episode. Make it after the reset and the settling steps: a reset builds a new simulator model.
 
     phase: name of the part of the task the last decision belonged to, "" before the first.
+    focus: names of the thing that the last decision was about and of where it belongs; before the first decision, and
+    in tasks of one goal, the first and the last thing that the task's definition names.
     """
 
     def __init__(self, state: SimulatorState, skill: Skill) -> None:
         self.state, self._skill = state, skill
         self.phase = ""
+        self.focus = state.objects_of_interest[0], state.objects_of_interest[-1]
 
     def act(self) -> np.ndarray:
         """The action for the simulator's present state: float64 `[7]`, raw LIBERO (gripper -1 open, +1 close)."""
         decision = self._skill(self.state)
         self.phase = decision.phase
+        self.focus = decision.focus or self.focus
         return decision.action
 
 

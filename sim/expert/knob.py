@@ -6,28 +6,29 @@ import numpy as np
 
 from sim.expert.rotations import HAND_DOWN, about_z, nearest_symmetric
 from sim.expert.servo import CLOSE, CRUISE, GAIN, OPEN, Decision, above, ramp, servo, unit_clip
-from sim.expert.state import SimulatorState
+from sim.expert.state import Goal, SimulatorState
 
 _RIDGE_HEIGHT = 0.036  # of the grasp above the knob's origin
 _LEAD = 0.45  # radians by which the hand's target runs ahead of the hand, counter-clockwise
 
 
 class Knob:
-    """Twists the knob of the stove called `stove` until the task's goal holds."""
+    """Twists the knob of the stove that `goal`, `("turnon", stove)`, names until it is on."""
 
-    def __init__(self, state: SimulatorState, stove: str) -> None:
-        self._knob = f"{stove}_button"
+    def __init__(self, state: SimulatorState, goal: Goal) -> None:
+        self.goal = goal
+        self._knob = f"{goal[1]}_button"
+        self.focus = self._knob, self._knob
         self._geoms = state.geoms_of_body(self._knob)
 
     def __call__(self, state: SimulatorState) -> Decision:
         hand, gap = state.hand_position, state.finger_gap
-        if state.succeeded():
-            target = above(hand, 0.05 if gap > 0.05 else 0.0)
-            return Decision(servo(state, target, state.hand_rotation, OPEN, vertical=0.5), "done")
-        grasp = above(state.position(self._knob), _RIDGE_HEIGHT)
+        if state.holds(self.goal):
+            return self._let_go(state)
+        grasp = self._grasp(state)
         rotation = nearest_symmetric(about_z(state.joint(self._knob)) @ HAND_DOWN, state.hand_rotation)
         lateral, height_error = float(np.hypot(*(hand - grasp)[:2])), float(hand[2] - grasp[2])
-        if gap < 0.06 and all(state.finger_contacts(self._geoms)):
+        if self.holding(state):
             # Twist as the grip firms up.
             twist = _LEAD * unit_clip((0.035 - gap) / 0.008, 0.1)
             action = servo(
@@ -43,3 +44,19 @@ class Knob:
         planar = unit_clip(1.0 - (height - 0.015 - height_error) / 0.04) if height_error <= height - 0.015 else 1.0
         action = servo(state, above(grasp, height), rotation, OPEN, gain=GAIN, planar=CRUISE * planar + 1e-6)
         return Decision(action, "reach")
+
+    def holding(self, state: SimulatorState) -> bool:
+        """Whether both fingers are at the knob."""
+        return state.finger_gap < 0.06 and all(state.finger_contacts(self._geoms))
+
+    def leave(self, state: SimulatorState) -> Decision | None:
+        """Let go and rise; None once the fingers are above the knob."""
+        way = state.hand_position - self._grasp(state)
+        return self._let_go(state) if np.hypot(*way[:2]) < 0.03 and way[2] < 0.03 else None
+
+    def _grasp(self, state: SimulatorState) -> np.ndarray:
+        return above(state.position(self._knob), _RIDGE_HEIGHT)
+
+    def _let_go(self, state: SimulatorState) -> Decision:
+        target = above(state.hand_position, 0.05 if state.finger_gap > 0.05 else 0.0)
+        return Decision(servo(state, target, state.hand_rotation, OPEN, vertical=0.5), "done")

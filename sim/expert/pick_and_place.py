@@ -28,9 +28,10 @@ from sim.expert.servo import (
     servo,
     unit_clip,
 )
-from sim.expert.state import SimulatorState
+from sim.expert.state import Goal, SimulatorState
 
 HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
+AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
 CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close inside this zone
 KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
 FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
@@ -63,36 +64,51 @@ class Approach:
 
 
 class PickAndPlace:
-    """Bring the object called `name` from wherever it is to where `placement` wants it.
+    """Bring the object that `goal`, `(predicate, object, place)`, is about from wherever it is to where it belongs.
 
     Made for one episode: it remembers the height of the first grasp, above which a held object counts as lifted.
     """
 
     def __init__(
-        self, state: SimulatorState, name: str, grasp: GraspRule, placement: PlacementRule, approach: Approach
+        self, state: SimulatorState, goal: Goal, grasp: GraspRule, placement: PlacementRule, approach: Approach
     ) -> None:
-        self.name, self.grasp, self.placement, self.approach = name, grasp, placement, approach
-        self._geoms = state.geoms_of_object(name)
+        self.goal, self.grasp, self.placement, self.approach = goal, grasp, placement, approach
+        _, self.name, place = goal
+        self.focus = self.name, place
+        self._geoms = state.geoms_of_object(self.name)
         self._first_grasp_height = float(grasp(state).position[2])
 
     def __call__(self, state: SimulatorState) -> Decision:
-        grasp = self.grasp(state)
-        rotation = nearest_symmetric(grasp.rotation, state.hand_rotation)
-        if self.approach.lean:
-            rotation = lean_back(state, rotation)
-        grasp = Grasp(grasp.position, rotation)
-        first, second = state.finger_contacts(self._geoms)
-        if state.succeeded():
-            return self._leave(state, grasp, free=not (first or second) and state.finger_gap >= 0.05)
+        grasp = self._reachable_grasp(state)
+        if state.holds(self.goal):
+            return self._let_go(state, grasp)
         placement = self.placement(state)
-        if first and second and np.linalg.norm(state.hand_position - grasp.position) < HELD_WITHIN:
+        if self.holding(state):
             return self._carry(state, grasp, placement)
         if placement.above_goal and state.finger_gap > self.approach.empty_gap:
             action = servo(state, above(state.hand_position, 0.02), grasp.rotation, OPEN, planar=0.1)
             return Decision(action, "released")
         return self._reach(state, grasp)
 
-    def _leave(self, state: SimulatorState, grasp: Grasp, *, free: bool) -> Decision:
+    def holding(self, state: SimulatorState) -> bool:
+        """Whether the object is between the fingers."""
+        near = np.linalg.norm(state.hand_position - self.grasp(state).position) < HELD_WITHIN
+        return bool(near) and all(state.finger_contacts(self._geoms))
+
+    def leave(self, state: SimulatorState) -> Decision | None:
+        """Let go of the object and rise; None once the fingers are above it."""
+        grasp = self._reachable_grasp(state)
+        way = state.hand_position - grasp.position
+        around = np.hypot(*way[:2]) < AROUND and abs(way[2]) < AROUND
+        return self._let_go(state, grasp) if around else None
+
+    def _reachable_grasp(self, state: SimulatorState) -> Grasp:
+        grasp = self.grasp(state)
+        rotation = nearest_symmetric(grasp.rotation, state.hand_rotation)
+        return Grasp(grasp.position, lean_back(state, rotation) if self.approach.lean else rotation)
+
+    def _let_go(self, state: SimulatorState, grasp: Grasp) -> Decision:
+        free = not any(state.finger_contacts(self._geoms)) and state.finger_gap >= 0.05
         target = above(state.hand_position, 0.05 if free else 0.0)
         return Decision(servo(state, target, grasp.rotation, OPEN, vertical=0.5), "done")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric
 from sim.expert.servo import GAIN, OPEN, Decision, above, ramp, servo
-from sim.expert.state import SimulatorState
+from sim.expert.state import Goal, SimulatorState
 
 _TIP_HEIGHT = 0.017  # of the grip site above the plate's origin, with the fingertips just on the plate
 _PRESS = 0.005  # how far below that the hand is asked to go; with 12 mm the plate sticks to the table
@@ -18,16 +18,17 @@ _LANE_X = 0.065  # the free lane past the cheese
 
 
 class SlidePlate:
-    """Slides the object called `name` to the region called `region`."""
+    """Slides the object that `goal`, `("on", object, region)`, names to the region that it names."""
 
-    def __init__(self, state: SimulatorState, name: str, region: str) -> None:
-        self.name = name
-        self._goal = state.position(region)[:2] + 0.01
+    def __init__(self, state: SimulatorState, goal: Goal) -> None:
+        self.goal = goal
+        _, self.name, region = goal
+        self._end = state.position(region)[:2] + 0.01
 
     def _direction(self, plate: np.ndarray) -> np.ndarray:
         """Horizontal unit vector `[2]` to push along: first +y down the free lane, then towards the goal."""
         lane = np.array([_LANE_X - plate[0], 0.12])
-        rest = self._goal - plate[:2]
+        rest = self._end - plate[:2]
         share = ramp(plate[1], (0.13, 0.20), (0.0, 1.0))
         blended = (1 - share) * lane / np.linalg.norm(lane) + share * rest / max(float(np.linalg.norm(rest)), 1e-6)
         return blended / np.linalg.norm(blended)
@@ -37,7 +38,7 @@ class SlidePlate:
         push = self._direction(plate)
         heading = np.clip(np.arctan2(push[1], push[0]), np.deg2rad(70), np.deg2rad(175))
         rotation = nearest_symmetric(about_z(heading - np.pi / 2) @ HAND_DOWN, state.hand_rotation)
-        if state.succeeded():
+        if state.holds(self.goal):
             return Decision(servo(state, above(hand, 0.05), rotation, OPEN, vertical=0.5), "done")
         touch = above(plate, _TIP_HEIGHT)
         lateral = float(np.hypot(*(hand - touch)[:2]))

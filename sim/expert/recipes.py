@@ -1,6 +1,6 @@
 """Which skill solves which task, told from the goal predicate of the task's definition rather than from its wording.
 
-Covers libero_object, libero_spatial and libero_goal, and variants of them that keep the scene's objects and goals.
+Covers libero_object, libero_spatial, libero_goal and libero_10, and variants of them that keep the scene's objects and goals.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sim.expert.book import book_into_caddy
 from sim.expert.bowl_and_drawer import BowlIntoDrawer, SlideOutOfDrawer
 from sim.expert.drawer import Drawer
 from sim.expert.grasps import RimGrasp, TopGrasp, clear_top_grasp
@@ -16,8 +17,9 @@ from sim.expert.knob import Knob
 from sim.expert.pick_and_place import Approach, PickAndPlace
 from sim.expert.placement import DropIntoBasket, PlaceOn
 from sim.expert.plate import SlidePlate
+from sim.expert.sequence import Sequence, Stage
 from sim.expert.servo import Decision, above
-from sim.expert.state import SimulatorState
+from sim.expert.state import Goal, SimulatorState
 
 TABLE = 0.9  # height of the table top
 CABINET_TOP = 1.127
@@ -36,44 +38,69 @@ class Skill(Protocol):
 
 def skill_for(state: SimulatorState) -> Skill:
     """The skill for the scene's task; ValueError for a task that no recipe covers."""
-    match state.goal:
+    goals = state.goals
+    return _skill(state, goals[0]) if len(goals) == 1 else Sequence([_stage(state, goal) for goal in _in_order(goals)])
+
+
+def _in_order(goals: tuple[Goal, ...]) -> list[Goal]:
+    """The task's goals as they are served: stoves are turned on first, and doors closed when all is inside."""
+    return sorted(goals, key=lambda goal: {"turnon": 0, "close": 2}.get(goal[0], 1))
+
+
+def _stage(state: SimulatorState, goal: Goal) -> Stage:
+    """The skill for one of several goals; ValueError for a goal that no recipe covers."""
+    match goal:
+        case ("turnon", _):
+            return Knob(state, goal)
+        case ("in", _, "basket_1_contain_region"):
+            return _into_basket(state, goal)
+        case ("in", "black_book_1", region) if region.startswith("desk_caddy_1_"):
+            return book_into_caddy(state, goal, "desk_caddy_1")
+    raise _no_recipe(goal)
+
+
+def _skill(state: SimulatorState, goal: Goal) -> Skill:
+    """The skill for the only goal of a task; ValueError for a goal that no recipe covers."""
+    match goal:
         case ("open", region) if region.startswith("wooden_cabinet_1_"):
             return Drawer(state, region.split("_")[-2], lift=0.003)
-        case ("turnon", stove):
-            return Knob(state, stove)
-        case ("in", name, basket) if basket == "basket_1_contain_region":
-            return _into_basket(state, name, basket)
         case ("in", name, region) if region == _IN_DRAWER and _is_bowl(name):
-            return BowlIntoDrawer(state, name)
-        case ("on", "plate_1", "main_table_stove_front_region" as region):
-            return SlidePlate(state, "plate_1", region)
-        case ("on", name, target) if _is_bowl(name):
-            return _bowl_onto(state, name, target)
-        case ("on", "wine_bottle_1" as name, target):
-            return _bottle_onto(state, name, target)
-        case ("on", "cream_cheese_1" as name, target) if _is_bowl(target):
-            return _cheese_into_bowl(state, name, target)
-    raise _no_recipe(state)
+            return BowlIntoDrawer(state, goal)
+        case ("on", "plate_1", "main_table_stove_front_region"):
+            return SlidePlate(state, goal)
+        case ("on", name, _) if _is_bowl(name):
+            return _bowl_onto(state, goal)
+        case ("on", "wine_bottle_1", _):
+            return _bottle_onto(state, goal)
+        case ("on", "cream_cheese_1", target) if _is_bowl(target):
+            return _cheese_into_bowl(state, goal)
+    return _stage(state, goal)
 
 
 def _is_bowl(name: str) -> bool:
     return name.startswith("akita_black_bowl_")
 
 
-def _no_recipe(state: SimulatorState) -> ValueError:
-    goal = " ".join(state.goal)
-    covered = "libero_object, libero_spatial and libero_goal"
-    return ValueError(f"no recipe for the goal ({goal}); the expert covers the tasks of {covered}")
+def _no_recipe(goal: Goal) -> ValueError:
+    covered = "libero_object, libero_spatial, libero_goal and libero_10"
+    return ValueError(f"no recipe for the goal ({' '.join(goal)}); the expert covers the tasks of {covered}")
 
 
-def _into_basket(state: SimulatorState, name: str, basket: str) -> Skill:
-    grasp = clear_top_grasp(state, name, depth=0.030, floor=0.012)
-    return PickAndPlace(state, name, grasp, DropIntoBasket(name, basket), Approach(hover=0.065, safe_height=0.19))
+def _into_basket(state: SimulatorState, goal: Goal) -> PickAndPlace:
+    _, name, basket = goal
+    support = state.bounds(name)[0][2]
+    # Each of several things has a place of its own in the basket, or else the second would lie on the first.
+    things = [other[1] for other in state.goals]
+    shift = 0.0 if len(things) == 1 else 0.06 * (things.index(name) / (len(things) - 1) - 0.5)
+    grasp = clear_top_grasp(state, name, depth=0.030, floor=support + 0.012)
+    approach = Approach(hover=0.065, safe_height=support + 0.19)
+    return PickAndPlace(state, goal, grasp, DropIntoBasket(name, basket, shift), approach)
 
 
-def _bowl_onto(state: SimulatorState, name: str, target: str) -> Skill:
+def _bowl_onto(state: SimulatorState, goal: Goal) -> Skill:
+    _, name, target = goal
     if target == "plate_1":
-        return _bowl_onto_plate(state, name, target)
+        return _bowl_onto_plate(state, goal)
     grasp = RimGrasp(name)
     if target == _ON_STOVE:
         over_stove = np.array([*state.position(target)[:2], TABLE + 0.03])
@@ -83,11 +110,13 @@ def _bowl_onto(state: SimulatorState, name: str, target: str) -> Skill:
         over_cabinet = np.array([x, y + 0.02, CABINET_TOP + 0.001])  # not so far that the arm locks straight
         placement = PlaceOn(name, lambda now: over_cabinet, CABINET_TOP + 0.03, far=0.10, blend=0.05)
     else:
-        raise _no_recipe(state)
-    return PickAndPlace(state, name, grasp, placement, _BOWL_APPROACH)
+        raise _no_recipe(goal)
+    return PickAndPlace(state, goal, grasp, placement, _BOWL_APPROACH)
 
 
-def _bowl_onto_plate(state: SimulatorState, name: str, plate: str) -> Skill:
+def _bowl_onto_plate(state: SimulatorState, goal: Goal) -> Skill:
+    _, name, plate = goal
+
     def over_plate(now: SimulatorState) -> np.ndarray:
         return above(now.position(plate), 0.003)
 
@@ -107,28 +136,31 @@ def _bowl_onto_plate(state: SimulatorState, name: str, plate: str) -> Skill:
         grasp = RimGrasp(name)
         placement = PlaceOn(name, over_plate, travel)
         approach = _BOWL_APPROACH
-    return PickAndPlace(state, name, grasp, placement, approach)
+    return PickAndPlace(state, goal, grasp, placement, approach)
 
 
-def _bottle_onto(state: SimulatorState, name: str, target: str) -> Skill:
+def _bottle_onto(state: SimulatorState, goal: Goal) -> Skill:
+    _, name, target = goal
     grasp = TopGrasp(name, depth=0.027, floor=TABLE + 0.012)  # at the neck
     x, y, _ = state.position(target)
     if target == _ON_CABINET:
-        goal = np.array([x, y + 0.03, CABINET_TOP + 0.001])
-        placement = PlaceOn(name, lambda now: goal, CABINET_TOP + 0.03, far=0.10, blend=0.05)
+        standing = np.array([x, y + 0.03, CABINET_TOP + 0.001])
+        placement = PlaceOn(name, lambda now: standing, CABINET_TOP + 0.03, far=0.10, blend=0.05)
     elif target == _ON_RACK:
         # Upright onto the rack's near end: the goal holds as soon as the bottle touches.
-        goal = np.array([x, y - 0.02, 1.145])
-        placement = PlaceOn(name, lambda now: goal, travel=1.18, near=0.02, far=0.06, blend=0.04)
+        leaning = np.array([x, y - 0.02, 1.145])
+        placement = PlaceOn(name, lambda now: leaning, travel=1.18, near=0.02, far=0.06, blend=0.04)
     else:
-        raise _no_recipe(state)
-    return PickAndPlace(state, name, grasp, placement, Approach(hover=0.06, safe_height=1.09, open_gap=0.05))
+        raise _no_recipe(goal)
+    return PickAndPlace(state, goal, grasp, placement, Approach(hover=0.06, safe_height=1.09, open_gap=0.05))
 
 
-def _cheese_into_bowl(state: SimulatorState, name: str, bowl: str) -> Skill:
+def _cheese_into_bowl(state: SimulatorState, goal: Goal) -> Skill:
+    _, name, bowl = goal
+
     def into_bowl(now: SimulatorState) -> np.ndarray:
         return above(now.position(bowl), 0.015)
 
     grasp = TopGrasp(name, depth=0.03, floor=TABLE + 0.012)
     placement = PlaceOn(name, into_bowl, travel=TABLE + 0.085, release_margin=0.01)
-    return PickAndPlace(state, name, grasp, placement, Approach(hover=0.06, safe_height=1.0))
+    return PickAndPlace(state, goal, grasp, placement, Approach(hover=0.06, safe_height=1.0))

@@ -27,10 +27,13 @@ class Decision:
 
     action: float64 `[7]`, a raw LIBERO action: dx, dy, dz, droll, dpitch, dyaw in -1..1, gripper (-1 open, +1 close).
     phase: name of the part of the task, for logs only; nothing is decided by it.
+    focus: names of the thing that the present sub-goal is about and of where it belongs, for recording; None where the
+    task has no sub-goals.
     """
 
     action: np.ndarray
     phase: str
+    focus: tuple[str, str] | None = None
 
 
 def servo(

@@ -13,6 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     import mujoco
 
+Goal = tuple[str, ...]
+"""A goal predicate of LIBERO, e.g. `("on", "akita_black_bowl_1", "plate_1")` or `("turnon", "flat_stove_1")`."""
+
 _BOX_CORNERS = np.array([[x, y, z] for x in (-1.0, 1.0) for y in (-1.0, 1.0) for z in (-1.0, 1.0)])
 _LEFT, _RIGHT, _PALM = 1, 2, 3
 _BOX = 6  # mujoco.mjtGeom.mjGEOM_BOX; MuJoCo is not imported here because its import chooses the GL back end
@@ -156,14 +159,13 @@ class SimulatorState:
     # --- the task
 
     @property
-    def goal(self) -> tuple[str, ...]:
-        """The task's goal predicate, e.g. `("on", "akita_black_bowl_1", "plate_1")`; ValueError for several."""
-        goals = self._scene.parsed_problem["goal_state"]
-        if len(goals) != 1:
-            raise ValueError(
-                f"the task has {len(goals)} goal predicates {goals}; the expert knows tasks with exactly one"
-            )
-        return tuple(goals[0])
+    def goals(self) -> tuple[Goal, ...]:
+        """The task's goal predicates, all of which have to hold."""
+        return tuple(tuple(goal) for goal in self._scene.parsed_problem["goal_state"])
+
+    def holds(self, goal: Goal) -> bool:
+        """Whether one goal predicate holds now, as LIBERO judges it."""
+        return bool(self._scene._eval_predicate(goal))
 
     def start_of(self, name: str) -> str:
         """Region the task's definition first puts the object in, e.g. `"wooden_cabinet_1_top_region"`."""
@@ -176,10 +178,6 @@ class SimulatorState:
     def objects_of_interest(self) -> tuple[str, ...]:
         """Objects and regions the task's definition names as its subject, the moved object first."""
         return tuple(self._scene.obj_of_interest)
-
-    def succeeded(self) -> bool:
-        """Whether the task's goal predicate holds now."""
-        return bool(self._scene._check_success())
 
 
 def _find(table: dict[str, int], kind: str, name: str) -> int:

@@ -77,8 +77,8 @@ def test_a_turned_box_is_taken_across_its_narrow_side(degrees):
 
 
 def test_a_task_without_a_recipe_is_refused_by_its_goal():
-    with pytest.raises(ValueError, match=r"no recipe for the goal \(on moka_pot_1 flat_stove_1_cook_region\)"):
-        skill_for(SimpleNamespace(goal=("on", "moka_pot_1", "flat_stove_1_cook_region")))
+    with pytest.raises(ValueError, match=r"no recipe for the goal \(on teapot_1 flat_stove_1_cook_region\)"):
+        skill_for(SimpleNamespace(goals=(("on", "teapot_1", "flat_stove_1_cook_region"),)))
     with pytest.raises(ValueError, match="'bottom' drawer"):
         Drawer(SimpleNamespace(), "bottom")
 
