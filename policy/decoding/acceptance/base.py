@@ -1,6 +1,6 @@
 """What a rule is that decides which drafted tokens stand.
 
-Knows the shapes. Each rule has a file of its own.
+Knows the shapes and what is remembered of an episode. Each rule has a file of its own.
 
 Everything is in action bins (0..255, ascending in value), and everything is a tensor on the model's device: a rule is
 asked between two forward passes, so it neither loops over nodes nor waits for the device.
@@ -8,9 +8,9 @@ asked between two forward passes, so it neither loops over nodes nor waits for t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -65,16 +65,21 @@ class Verdict:
     distance: Tensor
 
 
-class AcceptanceRule(Protocol):
+class AcceptanceRule(ABC):
     """A rule with its settings; what it remembers of a session is handed in.
 
     reach: for each of the 7 dimensions, up to how many bins from the target a draft is accepted as a rule; 0 under
         exact acceptance. Only tells drafters how far apart alternatives must lie to be worth a node.
+    forced_reasons: names of the columns of `forced_exact`; empty for rules that never change their mind.
+
+    Every rule accepts a token that is the target's own choice.
     """
 
     name: str
     reach: tuple[int, ...]
+    forced_reasons: tuple[str, ...] = ()
 
+    @abstractmethod
     def accept(self, tree: TokenTree, logits_of_parent: Tensor, depths: Tensor, state: AcceptanceState) -> Verdict:
         """Judge every node.
 
@@ -84,14 +89,21 @@ class AcceptanceRule(Protocol):
 
     def forced_exact(self, state: AcceptanceState) -> Tensor:
         """Bool `[B, len(forced_reasons)]`: why this action is (in part) decoded exactly whatever the tolerance."""
-
-    @property
-    def forced_reasons(self) -> tuple[str, ...]:
-        """Names of the columns of `forced_exact`; empty for rules that never change their mind."""
+        return torch.zeros(len(state.repeats), len(self.forced_reasons), dtype=torch.bool, device=state.repeats.device)
 
     def update(self, state: AcceptanceState, emitted: Tensor, deviation: Tensor, still: Tensor) -> AcceptanceState:
-        """The state after an action.
+        """The state after an action; unchanged by rules that remember nothing.
 
         emitted: int64 `[B, 7]`, its bins. deviation: int64 `[B, 7]`, emitted minus the target's own choice, in bins.
         still: bool `[B]`, whether the picture is the same as before the previous action.
         """
+        return state
+
+
+def target_choice(logits: Tensor) -> Tensor:
+    """The bin of the largest of action logits `[..., 256]`: int64 `[...]`.
+
+    Of equal logits, which bfloat16 often brings about, the highest bin wins, as it has the lowest token id and `argmax`
+    over the vocabulary takes the first.
+    """
+    return logits.shape[-1] - 1 - logits.flip(-1).argmax(dim=-1)

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from policy.decoding.acceptance.base import AcceptanceState, Verdict
+from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Verdict, target_choice
+from policy.decoding.physical import ActionUnits
 from policy.decoding.tree import TokenTree
 from policy.openvla.config import ACTION_DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True)
-class Exact:
-    """A draft stands where it is the target's own choice: `token == argmax(logits)` (Leviathan et al. 2023, greedy).
+class ExactSettings:
+    """Exact acceptance has nothing to set."""
 
-    Guarantees the tokens of plain greedy decoding, up to how the arithmetic of passes of different shapes rounds.
+    def build(self, units: ActionUnits, device: torch.device | str) -> AcceptanceRule:
+        """The rule; it needs no units."""
+        return Exact()
+
+
+class Exact(AcceptanceRule):
+    """A draft stands where it is the target's own choice: `token = argmax(logits)` (Leviathan et al. 2023, "Fast
+    Inference from Transformers via Speculative Decoding", for greedy decoding).
+
+    Guarantees the tokens of plain greedy decoding, up to how passes of different shapes round. Cannot guarantee
+    equality bit by bit in bfloat16, where such rounding turns near-ties.
     """
 
-    name: ClassVar[str] = "exact"
-    reach: ClassVar[tuple[int, ...]] = (0,) * ACTION_DIMENSIONS
-    forced_reasons: ClassVar[tuple[str, ...]] = ()
+    name = "exact"
+    reach = (0,) * ACTION_DIMENSIONS
 
     def accept(self, tree: TokenTree, logits_of_parent: Tensor, depths: Tensor, state: AcceptanceState) -> Verdict:
-        choice = logits_of_parent.argmax(dim=-1)
+        choice = target_choice(logits_of_parent)
         distance = (tree.tokens - choice).abs()
         return Verdict(distance == 0, choice, distance)
-
-    def forced_exact(self, state: AcceptanceState) -> Tensor:
-        return torch.zeros(len(state.repeats), 0, dtype=torch.bool, device=state.repeats.device)
-
-    def update(self, state: AcceptanceState, emitted: Tensor, deviation: Tensor, still: Tensor) -> AcceptanceState:
-        return state
