@@ -43,8 +43,8 @@ class Intervals:
     def keeping_sign(self, units: ActionUnits) -> Intervals:
         """No pose component changes its direction; the bin that commands least motion goes with both."""
         zeros = torch.from_numpy(units.zero_bins)[:, None]  # [7, 1]
-        lowest = torch.where(_BINS > zeros, self.lowest.maximum(zeros), self.lowest)
-        highest = torch.where(_BINS < zeros, self.highest.minimum(zeros), self.highest)
+        lowest = torch.where(zeros < _BINS, self.lowest.maximum(zeros), self.lowest)
+        highest = torch.where(zeros > _BINS, self.highest.minimum(zeros), self.highest)
         lowest[GRIPPER], highest[GRIPPER] = self.lowest[GRIPPER], self.highest[GRIPPER]
         return Intervals(lowest, highest)
 

@@ -13,7 +13,7 @@ from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Ver
 from policy.decoding.acceptance.intervals import Intervals
 from policy.decoding.physical import GRIPPER, ActionUnits
 from policy.decoding.tree import TokenTree
-from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
+from policy.openvla.config import ACTION_BINS
 
 # A tolerance of exactly n bins must be n bins, whatever the division rounded to.
 _ROUNDING = 1e-9
