@@ -100,7 +100,8 @@ class PlaceOn:
 class DropIntoBasket:
     """Carry the middle of an object over the basket, lower it 5 cm below the rim and let go.
 
-    shift: from the middle of the basket along world x, metres. The task succeeds when the object's *middle* is inside, which often happens while it is still held.
+    shift: from the middle of the basket along world x, metres.
+    The task succeeds when the object's *middle* is inside, which often happens while it is still held.
     """
 
     name: str
@@ -111,7 +112,7 @@ class DropIntoBasket:
         low, high = state.bounds(self.name)
         inside = state.position(self.basket)
         rim = inside[2] + 0.085
-        offset = inside[:2] + [self.shift, 0.0] - (low + high)[:2] / 2
+        offset = inside[:2] + np.array([self.shift, 0.0]) - (low + high)[:2] / 2
         hand_above_bottom = state.hand_position[2] - low[2]
         return Placement(
             offset=offset,

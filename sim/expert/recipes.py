@@ -1,6 +1,7 @@
 """Which skill solves which task, told from the goal predicate of the task's definition rather than from its wording.
 
-Covers libero_object, libero_spatial, libero_goal and libero_10, and variants of them that keep the scene's objects and goals.
+Covers libero_object, libero_spatial, libero_goal and libero_10, and variants of them that keep the scene's objects and
+goals.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sim.expert.sequence import Sequence, Stage
 from sim.expert.servo import Decision, above
 from sim.expert.state import Goal, SimulatorState
 
+_BASKET_HALF_LENGTH = 0.055  # along world x, at the bottom
 TABLE = 0.9  # height of the table top
 CABINET_TOP = 1.127
 _ON_CABINET = "wooden_cabinet_1_top_side"
@@ -88,10 +90,12 @@ def _no_recipe(goal: Goal) -> ValueError:
 
 def _into_basket(state: SimulatorState, goal: Goal) -> PickAndPlace:
     _, name, basket = goal
-    support = state.bounds(name)[0][2]
-    # Each of several things has a place of its own in the basket, or else the second would lie on the first.
+    low, high = state.bounds(name)
+    support = low[2]
+    # Of several things the first goes to the basket's near end and the last to its far end, as far as they fit.
     things = [other[1] for other in state.goals]
-    shift = 0.0 if len(things) == 1 else 0.06 * (things.index(name) / (len(things) - 1) - 0.5)
+    side = 0.0 if len(things) == 1 else 2.0 * things.index(name) / (len(things) - 1) - 1.0
+    shift = side * max(0.0, _BASKET_HALF_LENGTH - (high[0] - low[0]) / 2)
     grasp = clear_top_grasp(state, name, depth=0.030, floor=support + 0.012)
     approach = Approach(hover=0.065, safe_height=support + 0.19)
     return PickAndPlace(state, goal, grasp, DropIntoBasket(name, basket, shift), approach)
