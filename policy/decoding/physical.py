@@ -48,8 +48,8 @@ class ControllerScale:
 class ActionUnits:
     """The 256 bins of each action dimension in physical units.
 
-    motions: float64 `[7, 256]`, commanded motion by dimension and bin: mm (0-2), mrad (3-5), gripper value (6). The last
-        two bins of a dimension are equal: tokens decode to 255 bin centres (`policy.openvla.action_tokens`).
+    motions: float64 `[7, 256]`, commanded motion by dimension and bin: mm (0-2), mrad (3-5), gripper value (6). The
+        last two bins of a dimension are equal: tokens decode to 255 bin centres (`policy.openvla.action_tokens`).
     """
 
     motions: np.ndarray

@@ -29,8 +29,8 @@ class PhysicalSettings:
     floor_bins: ... or so many bins, whichever is more.
     budget_mm, budget_mrad: largest leaky sum of signed deviations of a component; 0 is exact, infinity no budget.
     retained: share of that sum that is left at the next action; 1 never forgets.
-    stall_actions: after so many repetitions of an action on an unchanged picture, decoding is exact until one of the two
-        changes.
+    stall_actions: after so many repetitions of an action on an unchanged picture, decoding is exact until one of the
+        two changes.
     emit: the "draft", so that what is executed is within tolerance and what follows is conditioned on it, or the
         "target"'s own choice, as `Corrected` does; the budget then has nothing to count.
     """
@@ -98,12 +98,12 @@ class Physical(AcceptanceRule):
     dimensions (Spec-VLA), speed-blind tolerance, errors of one sign, cheap stalls.
 
     Guarantees, when drafts are emitted, that each coordinate is within tolerance of what the target chooses after the
-    coordinates emitted before it; that it moves in no direction the target does not; that the leaky sum of these
-    deviations stays within the budget E at every tick, hence their plain sum over any n ticks within
+    coordinates emitted before it, and never against its direction; that the leaky sum of these deviations stays within
+    the budget E at every tick, hence their plain sum over any n ticks within
     `E (1 + retained + (1 - retained) (n - 1))`; and that no stall goes on because a draft repeated it.
     Cannot guarantee closeness to plain decoding of the whole action (a choice may jump when what precedes it changes),
-    nor anything of the executed path: tolerances are of commanded motion, of which an arm covers a part per tick. Emitting
-    the target's choices gives up the first guarantee, see `Corrected`.
+    nor anything of the path that is driven: tolerances are of commanded motion, of which an arm covers a part per tick.
+    Emitting the target's choices gives up the first guarantee, see `Corrected`.
     """
 
     name = "physical"

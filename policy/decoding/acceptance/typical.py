@@ -37,15 +37,15 @@ class TypicalSettings:
 
 
 class Typical(AcceptanceRule):
-    """A draft stands and is emitted where `p(token) >= ratio * max p`, p being the target's probability; by default only
-    if it keeps the gripper's side. (The criterion on p of Medusa's typical acceptance, Cai et al. 2024, arXiv 2401.10774,
-    section 2.3.1, relative to the best token instead of to the entropy.)
+    """A draft stands and is emitted where `p(token) >= ratio * max p`, p being the target's probability; by default
+    only if it keeps the gripper's side. (In the manner of Medusa's typical acceptance, Cai et al. 2024, arXiv
+    2401.10774, but measured against the best token instead of the entropy.)
 
     Unit: none. Where the target is sure, next to nothing but its choice stands; where it hesitates, much does.
 
-    Guarantees that nothing is executed that the target thinks much less probable than its choice. Cannot guarantee any
-    distance: of two equally probable ways round an obstacle either may stand, and the next coordinate then follows the one
-    that was drafted. As useful as the target is calibrated: an over-confident one makes it the exact rule.
+    Guarantees that no coordinate is executed that the target thinks less probable than `ratio` times its choice, after
+    the coordinates emitted before it. Cannot guarantee any distance: of two equally probable ways round an obstacle
+    either may stand. As useful as the target is calibrated: an over-confident one makes it the exact rule.
     """
 
     name = "typical"
