@@ -73,8 +73,8 @@ class IntoCompartment:
             release_height=travel - lowered * 0.09,
             travel_height=travel,
             above_goal=bool(np.hypot(*offset) < 0.04) and low[2] < rim,
-            near=0.012,
-            far=0.04,
+            near=0.004,
+            far=0.02,
             release_radius=0.02 * lowered,
         )
 
