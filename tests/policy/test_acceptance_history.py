@@ -1,0 +1,190 @@
+"""What the physical rule remembers of an episode: the sum of its errors, and whether the robot is stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.decoding.acceptance import make_rule
+from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
+from policy.decoding.physical import ActionUnits
+from policy.decoding.tree import Draft, TokenTree
+from policy.openvla.action_tokens import ActionStatistics
+
+STATISTICS = ActionStatistics(-np.ones(7), np.ones(7), np.array([True] * 6 + [False]))
+UNITS = ActionUnits.from_statistics(STATISTICS)  # 0.392 mm and 3.92 mrad per bin
+POSE = 6
+GENEROUS: dict[str, Any] = {"translation_mm": 4.0, "rotation_mrad": 40.0, "relative": 1.0, "floor_bins": 10}
+NO_BUDGET: dict[str, Any] = {"budget_mm": float("inf"), "budget_mrad": float("inf")}
+
+
+@dataclass
+class Episode:
+    """One session whose six pose components are drafted in one chain; what is refused, the target decides.
+
+    Every position has its own logits here, whatever came before it, so a chain that is refused at one node is judged
+    on: dimensions are tested independently.
+    """
+
+    rule: AcceptanceRule
+    state: AcceptanceState = field(default_factory=lambda: AcceptanceState.fresh(1))
+    deviations: list[np.ndarray] = field(default_factory=list)
+
+    def step(self, choice: np.ndarray, drafted: np.ndarray, still: bool = False) -> np.ndarray:
+        """One action; which of the six drafted components were accepted."""
+        logits = torch.zeros(1, POSE, 256)
+        logits[0, torch.arange(POSE), torch.from_numpy(choice[:POSE])] = 1.0
+        tree = TokenTree.of([Draft.chain(0, drafted[:POSE].tolist(), "test")], POSE)
+        verdict = self.rule.accept(tree, logits, tree.depths, self.state)
+        target = torch.from_numpy(choice)[None]
+        emitted = target.clone()
+        emitted[:, :POSE] = torch.where(verdict.accepted, verdict.emitted, target[:, :POSE])
+        self.deviations.append((emitted - target)[0].numpy())
+        self.state = self.rule.update(self.state, emitted, emitted - target, torch.tensor([still]))
+        return verdict.accepted[0].numpy()
+
+    def drift(self) -> np.ndarray:
+        """Commanded deviation `[ticks, 6]` in mm and mrad."""
+        return np.array(self.deviations)[:, :POSE] * UNITS.bin_sizes[:POSE]
+
+
+def lagging(choice: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A draft that always errs to the same side."""
+    return choice - random.integers(1, 10, 7)
+
+
+def erratic(choice: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    return choice + random.integers(-10, 11, 7)
+
+
+def play(episode: Episode, ticks: int, seed: int, draft: Callable[..., np.ndarray]) -> None:
+    random = np.random.default_rng(seed)
+    for _ in range(ticks):
+        choice = random.integers(30, 226, 7)
+        episode.step(choice, draft(choice, random))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.5, 0.9, 1.0]), st.sampled_from([lagging, erratic]))
+def test_the_budget_bounds_what_errors_add_up_to(seed: int, retained: float, draft: Callable[..., np.ndarray]) -> None:
+    budget = np.repeat([5.0, 30.0], 3)
+    episode = Episode(
+        make_rule("physical", {**GENEROUS, "budget_mm": 5.0, "budget_mrad": 30.0, "retained": retained}, STATISTICS)
+    )
+    play(episode, 60, seed, draft)
+    drift = episode.drift()
+
+    leaky = np.zeros(POSE)
+    for deviation in drift:
+        leaky = retained * leaky + deviation
+        assert (np.abs(leaky) <= budget + 1e-3).all()
+    sums = np.concatenate([np.zeros((1, POSE)), np.cumsum(drift, axis=0)])
+    for ticks in (1, 2, 10, 60):
+        over_window = np.abs(sums[ticks:] - sums[:-ticks])
+        assert (over_window <= budget * (1 + retained + (1 - retained) * (ticks - 1)) + 1e-3).all()
+
+
+def test_without_a_budget_a_lagging_draft_drifts_away() -> None:
+    unbounded = Episode(make_rule("physical", GENEROUS | NO_BUDGET, STATISTICS))
+    bounded = Episode(make_rule("physical", GENEROUS | {"retained": 1.0}, STATISTICS))
+    for episode in (unbounded, bounded):
+        play(episode, 60, 0, lagging)
+    assert (unbounded.drift().sum(axis=0) < [-60, -60, -60, -600, -600, -600]).all()
+    assert (bounded.drift().sum(axis=0) >= [-5, -5, -5, -10, -10, -10]).all()
+
+
+def test_an_exhausted_budget_still_takes_what_makes_up_for_it() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | {"retained": 1.0}, STATISTICS))
+    choice = np.full(7, 200)
+    # 5 mm are 12.75 bins, 10 mrad are 2.55.
+    steps = [-6, -6, -6, -1, -1, -1, 0]
+    assert episode.step(choice, choice + steps).all()
+    assert not episode.rule.forced_exact(episode.state).any()
+    assert episode.step(choice, choice + steps).all()
+    assert episode.rule.forced_exact(episode.state).tolist() == [[True, False]]
+    assert not episode.step(choice, choice + steps).any()
+    assert not episode.step(choice, choice - [1, 1, 1, 1, 1, 1, 0]).any()
+    assert episode.step(choice, choice - np.array(steps)).all()
+    assert episode.step(choice, choice + steps).all()
+
+
+def test_an_exhausted_budget_recovers_by_forgetting() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | {"retained": 0.5}, STATISTICS))
+    choice = np.full(7, 200)
+    lag = np.array([-9, -9, -9, -2, -2, -2, 0])
+    accepted = [episode.step(choice, choice + lag)[0] for _ in range(6)]
+    assert accepted == [True, False, True, False, True, False]
+
+
+def test_emitting_the_target_leaves_nothing_to_add_up() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | {"emit": "target"}, STATISTICS))
+    choice = np.full(7, 200)
+    for _ in range(20):
+        assert episode.step(choice, choice - 2).all()
+    assert not episode.drift().any()
+    assert not episode.state.signed_error.any()
+
+
+def test_a_stall_forces_exactness_until_something_changes() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 3}, STATISTICS))
+    choice, hold = np.full(7, 200), np.full(7, 203)
+
+    def hold_accepted(still: bool) -> bool:
+        return bool(episode.step(choice, hold, still).all())
+
+    assert [hold_accepted(still=True) for _ in range(4)] == [True] * 4  # the first action and three repetitions
+    assert episode.rule.forced_exact(episode.state).tolist() == [[False, True]]
+    assert not hold_accepted(still=True)  # and so the action changes, by the target's own choice
+    assert hold_accepted(still=True)
+
+
+def test_a_target_that_wants_to_stand_still_is_decoded_exactly_all_along() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 2}, STATISTICS))
+    choice = np.full(7, 200)
+    for _ in range(3):
+        episode.step(choice, choice, still=True)
+    assert [bool(episode.step(choice, choice + 1, still=True).any()) for _ in range(5)] == [False] * 5
+    episode.step(choice, choice, still=False)  # the picture moves
+    assert episode.step(choice, choice + 1, still=True).all()
+
+
+def test_repeating_an_action_while_the_picture_moves_is_no_stall() -> None:
+    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 1}, STATISTICS))
+    choice = np.full(7, 200)
+    assert all(episode.step(choice, choice + 1, still=False).all() for _ in range(10))
+
+
+@pytest.mark.parametrize(
+    ("choice", "drafted", "accepted"),
+    [
+        (127, 128, True),  # at rest: the floor of one bin, either way
+        (127, 126, True),
+        (127, 129, False),
+        (129, 127, False),  # two bins per tick: a quarter of it is none, so the floor holds
+        (129, 128, True),
+        (139, 136, True),  # twelve bins: three
+        (139, 135, False),
+        (200, 190, True),  # fast: the tolerance itself, ten bins
+        (200, 189, False),
+    ],
+)
+def test_at_low_speed_tolerance_shrinks_with_the_motion(choice: int, drafted: int, accepted: bool) -> None:
+    rule = make_rule("physical", {**NO_BUDGET, "translation_mm": 4.0, "rotation_mrad": 40.0}, STATISTICS)
+    found = Episode(rule).step(np.full(7, choice), np.full(7, drafted))
+    assert found.tolist() == [accepted] * POSE
+
+
+def test_near_zero_no_draft_turns_the_direction_round() -> None:
+    """Even where the floor alone would allow it."""
+    rule = make_rule("physical", GENEROUS | NO_BUDGET, STATISTICS)
+    accepted = [
+        Episode(rule).step(np.full(7, 129), np.full(7, drafted)).tolist() for drafted in (125, 126, 127, 128, 135)
+    ]
+    assert accepted == [[value] * POSE for value in (False, False, True, True, True)]
