@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.stopwatch import Stopwatch
+from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
@@ -53,14 +55,15 @@ class Policy:
         device: str = "auto",
         dtype: str = "auto",
         image_path: Literal["auto", "libero", "processor"] = "auto",
+        decoding: DecodingConfig | None = None,
         on_state: Callable[[State], None] | None = None,
     ) -> Policy:
         """Load, check, warm and test the policy of a checkpoint; what comes back is ready.
 
         checkpoint: a directory or a hub id. unnorm_key: dataset whose statistics scale the actions; may be left out
         where the checkpoint has one only. device, dtype: see `policy.hardware`. image_path: "libero" (rotate, JPEG,
-        Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. on_state: told
-        of each state as it begins.
+        Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. decoding: how
+        tokens are chosen, plainly unless given. on_state: told of each state as it begins.
         Raises CheckpointError, ValueError (unknown key, device or dtype), FileNotFoundError (no preprocessor settings)
         or SelfTestError.
         """
@@ -75,6 +78,8 @@ class Policy:
         prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
         spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
         policy = cls(model, prompter, datasets[key], settings, spec)
+        if decoding is not None:
+            policy.decode_with(decoding.build(DrafterMaterial(model, datasets[key], directory)))
         report("warming")
         policy.warm()
         report("testing")
@@ -104,7 +109,7 @@ class Policy:
         self._settings = settings
         self._spec = spec
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
-        self._decoder: AutoregressiveDecoder | None = AutoregressiveDecoder(model)
+        self._decoder: ActionDecoder | None = AutoregressiveDecoder(model)
         # One frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
 
@@ -113,7 +118,14 @@ class Policy:
         return self._spec
 
     def reset(self, session: str = "") -> None:
-        """A new episode starts. Plain decoding keeps nothing between actions, so there is nothing to forget."""
+        """A new episode of this session starts: forget whatever its last one left. A closed policy has nothing left."""
+        if self._decoder is not None:
+            self._decoder.forget(session)
+
+    def decode_with(self, decoder: ActionDecoder) -> None:
+        """Decode by other means from now on; the spec tells which."""
+        self._decoder = decoder
+        self._spec = replace(self._spec, decoder=decoder.name)
 
     def act(self, observation: Observation, session: str = "") -> Action:
         """One action for one frame."""
@@ -124,8 +136,8 @@ class Policy:
         """One action for each of several sessions, in one forward pass.
 
         The traces share the batch's milliseconds: preprocess, vision, prefill, decode, postprocess.
-        Raises ValueError when there are not as many sessions as observations, or none, or an instruction is too long,
-        and RuntimeError when the policy is closed.
+        Raises ValueError when there are not as many sessions as observations, or none, when a session is named twice or
+        an instruction is too long, and RuntimeError when the policy is closed.
         """
         if len(observations) != len(sessions) or not observations:
             raise ValueError(f"need one session per observation, got {len(observations)} and {len(sessions)}")
@@ -137,7 +149,7 @@ class Policy:
         stopwatch.lap("preprocess")
         features = model.image_features(pixels)
         stopwatch.lap("vision")
-        tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features), stopwatch)
+        tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features), sessions, stopwatch)
         ids = tokens.cpu().numpy()  # [B, 7]
         values = self._statistics.unnormalize(self._action_tokenizer.decode(ids)).astype(np.float32)
         stopwatch.lap("postprocess")
@@ -149,15 +161,16 @@ class Policy:
     def warm(self) -> None:
         """Run one action, so that the first real one does not pay for lazy initialisation."""
         self.act(Observation(_plain_frame(127), _PROBE_INSTRUCTION))
+        self.reset()
 
     @torch.inference_mode()
     def self_test(self) -> None:
         """Raise SelfTestError when logits are not finite or do not change between a black and a white frame."""
-        decoder = self._running_decoder()
-        pixels = self._pixels([_plain_frame(0), _plain_frame(255)]).to(decoder.model.device)
+        model = self._running_decoder().model
+        pixels = self._pixels([_plain_frame(0), _plain_frame(255)]).to(model.device)
         prompts = [self._prompter.token_ids(_PROBE_INSTRUCTION)] * 2
-        batch = PromptBatch.embed(decoder.model, prompts, decoder.model.image_features(pixels))
-        logits = next(decoder.steps(batch)).logits  # [2, vocabulary]
+        batch = PromptBatch.embed(model, prompts, model.image_features(pixels))
+        logits = next(AutoregressiveDecoder(model).steps(batch)).logits  # [2, vocabulary]
         if not torch.isfinite(logits).all():
             bad = int((~torch.isfinite(logits)).sum())
             raise SelfTestError(
@@ -176,7 +189,7 @@ class Policy:
         self._preprocessors.shutdown()
         self._decoder = None
 
-    def _running_decoder(self) -> AutoregressiveDecoder:
+    def _running_decoder(self) -> ActionDecoder:
         if self._decoder is None:
             raise RuntimeError(f"policy is closed: {self._spec.policy_id}; load it again")
         return self._decoder

@@ -40,9 +40,11 @@ class DecodeTrace:
 
     target_passes: forward passes of the target language model, the prefill counted (plain decoding of 7 tokens: 7).
     accepted_per_pass: tokens gained by each of these passes; sums to the number of action tokens.
-    drafters: name of the drafter behind each pass, "" where there was none.
+    drafters: name of the drafter behind each pass, several joined by "+", "" where nothing drafted was accepted.
     deviation_bins: per action dimension, emitted bin minus the target's own choice, in bins (0 under exact decoding).
     stage_ms: milliseconds per stage (preprocess, vision, prefill, decode, postprocess) on this process's clock.
+    sources: per action dimension, the drafter whose token was accepted there, "" where the target was asked.
+    forced: why a tolerant acceptance rule decoded this action exactly, in words of the rule; empty as a rule.
     """
 
     target_passes: int
@@ -50,6 +52,8 @@ class DecodeTrace:
     drafters: tuple[str, ...] = ()
     deviation_bins: tuple[int, ...] = ()
     stage_ms: dict[str, float] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
+    forced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ action), this decoder goes on to seven tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +41,12 @@ class AutoregressiveDecoder:
     def __init__(self, model: OpenVLA) -> None:
         self.model = model
 
-    def decode(self, prompts: PromptBatch, stopwatch: Stopwatch) -> tuple[Tensor, list[DecodeTrace]]:
+    def forget(self, session: str) -> None:
+        """Nothing is kept between actions, so there is nothing to forget."""
+
+    def decode(
+        self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
+    ) -> tuple[Tensor, list[DecodeTrace]]:
         """Action token ids, int64 `[B, 7]`, and one trace per row. Laps "prefill" and "decode" on the stopwatch."""
         tokens = []
         for index, step in enumerate(self.steps(prompts)):
@@ -52,6 +57,7 @@ class AutoregressiveDecoder:
             accepted_per_pass=(1,) * ACTION_DIMENSIONS,
             drafters=("",) * ACTION_DIMENSIONS,
             deviation_bins=(0,) * ACTION_DIMENSIONS,
+            sources=("",) * ACTION_DIMENSIONS,
         )
         return torch.stack(tokens, dim=1), [trace] * len(prompts.lengths)
 

@@ -17,10 +17,14 @@ from policy.openvla.model import OpenVLA
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Embeddings `[B, S, width]`, padded on the right, and each row's true length, int64 `[B]`, patches included."""
+    """Embeddings `[B, S, width]`, padded on the right, and each row's true length, int64 `[B]`, patches included.
+
+    keys: a number for each row that is equal for equal prompts.
+    """
 
     embeddings: Tensor
     lengths: Tensor
+    keys: tuple[int, ...]
 
     @classmethod
     def embed(cls, model: OpenVLA, prompts: Sequence[Sequence[int]], image_features: Tensor) -> PromptBatch:
@@ -44,4 +48,5 @@ class PromptBatch:
         rows = [list(prompt) + [padding] * (longest - len(prompt)) for prompt in prompts]
         token_ids = torch.tensor(rows, device=model.device)  # [B, longest]
         lengths = torch.tensor([len(prompt) + PATCHES for prompt in prompts], device=model.device)
-        return cls(model.embed(token_ids, image_features), lengths)
+        keys = tuple(hash(tuple(prompt)) for prompt in prompts)
+        return cls(model.embed(token_ids, image_features), lengths, keys)

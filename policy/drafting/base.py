@@ -5,7 +5,8 @@ Knows no network: drafters of this kind cost no forward pass, and their proposal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,13 +18,18 @@ class DraftContext:
 
     instruction_key: equal for equal prompts. history: int64 `[T, 7]`, bins of the episode's actions so far, oldest
     first. known: bins of this action that are decided already, so the draft starts at dimension `len(known)`.
-    features: float32 `[width]`, mean of the picture's projected patches; None unless a drafter needs it.
+    features: float32 `[features]`, the picture's projected patches, averaged over cells; None unless a drafter needs
+    it.
     """
 
     instruction_key: int
     history: np.ndarray
     known: tuple[int, ...] = ()
     features: np.ndarray | None = None
+
+    def knowing(self, known: Sequence[int]) -> DraftContext:
+        """The same moment after some dimensions have been decided."""
+        return replace(self, known=tuple(known))
 
 
 class Drafter(Protocol):

@@ -14,6 +14,7 @@ from policy.openvla.config import PATCHES
 from policy.openvla.model import OpenVLA
 
 PROMPTS = [[1, 8, 9, 10, 11, 12, 3], [1, 6, 3], [1, 20, 21, 22, 3]]
+SESSIONS = ["a", "b", "c"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def recomputed_tokens(model: OpenVLA, prompt: list[int], features: Tensor) -> li
 @torch.inference_mode()
 def test_ragged_batch_decodes_what_each_prompt_gives_alone(small_model: OpenVLA, features: Tensor) -> None:
     batch = PromptBatch.embed(small_model, PROMPTS, features)
-    tokens, traces = AutoregressiveDecoder(small_model).decode(batch, Stopwatch(small_model.device))
+    tokens, traces = AutoregressiveDecoder(small_model).decode(batch, SESSIONS, Stopwatch(small_model.device))
     expected = [recomputed_tokens(small_model, p, features[i : i + 1]) for i, p in enumerate(PROMPTS)]
     assert tokens.tolist() == expected
     assert len({tuple(row) for row in expected}) == len(PROMPTS)
@@ -71,7 +72,7 @@ def test_an_early_end_of_sequence_does_not_stop_decoding(
 
     monkeypatch.setattr(OpenVLA, "logits", always_ending)
     batch = PromptBatch.embed(small_model, PROMPTS, features)
-    tokens, _ = AutoregressiveDecoder(small_model).decode(batch, Stopwatch(small_model.device))
+    tokens, _ = AutoregressiveDecoder(small_model).decode(batch, SESSIONS, Stopwatch(small_model.device))
     assert tokens.tolist() == [[end_of_sequence] * 7] * len(PROMPTS)
 
 

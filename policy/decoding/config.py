@@ -1,0 +1,113 @@
+"""How actions are decoded, as configured: one frozen dataclass, one YAML file each in `configs/decoding/`.
+
+Knows names and limits, and puts a decoder together. Knows nothing of how any part works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
+
+from policy.decoding.acceptance import make_rule, rule_settings
+from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.speculative import SpeculativeDecoder, Tail
+from policy.decoding.stopwatch import Stopwatch
+from policy.drafting.placement import Placement
+from policy.drafting.registry import DRAFTERS, DrafterMaterial, check_drafters
+from policy.openvla.model import OpenVLA
+from policy.results import REPOSITORY
+from policy.types import DecodeTrace
+
+FOLDER = REPOSITORY / "configs" / "decoding"
+MOST_NODES = 128
+
+
+class ActionDecoder(Protocol):
+    """What a policy needs of a decoder; the plain and the speculative one have it in common."""
+
+    name: str
+    model: OpenVLA
+
+    def decode(
+        self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
+    ) -> tuple[Tensor, list[DecodeTrace]]:
+        """Action token ids, int64 `[B, 7]`, and one trace per row."""
+
+    def forget(self, session: str) -> None:
+        """A new episode of this session begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingConfig:
+    """One way to decode.
+
+    name: what results call it. decoder: "autoregressive" (the plain reference; nothing below applies) or "speculative".
+    drafters: who proposes tokens, see `policy.drafting.registry`; none leaves the first pass without a draft.
+    nodes: most nodes of a token tree. confidence: nodes less probable to be accepted are left out.
+    tail: how the rest is drafted after the first pass, see `SpeculativeDecoder`.
+    acceptance, tolerance: the rule and its options, see `docs/acceptance.md`.
+    """
+
+    name: str
+    decoder: Literal["autoregressive", "speculative"] = "speculative"
+    drafters: tuple[str, ...] = ("previous",)
+    nodes: int = 24
+    confidence: float = 0.02
+    tail: Tail = "jacobi"
+    acceptance: str = "exact"
+    tolerance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a decoding configuration needs a name, by which results tell it from others")
+        for option, choices in (("decoder", ("autoregressive", "speculative")), ("tail", get_args(Tail))):
+            if getattr(self, option) not in choices:
+                raise ValueError(f"{option} is {getattr(self, option)!r}; it must be one of {', '.join(choices)}")
+        if not 1 <= self.nodes <= MOST_NODES:
+            raise ValueError(f"nodes is {self.nodes}; a tree has 1 to {MOST_NODES}")
+        if not 0 <= self.confidence < 1:
+            raise ValueError(f"confidence is {self.confidence}; it must be a probability from 0 to below 1")
+        check_drafters(self.drafters)
+        rule_settings(self.acceptance, self.tolerance)
+
+    @classmethod
+    def load(cls, name_or_file: str | Path) -> DecodingConfig:
+        """A file in `configs/decoding/` by its name without ending, or any other YAML file.
+
+        Raises ValueError for a name that is not there and for a file that does not hold such a configuration.
+        """
+        path = Path(name_or_file)
+        if path.suffix not in (".yaml", ".yml"):
+            path = FOLDER / f"{name_or_file}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+            raise ValueError(
+                f"there is no decoding configuration {str(name_or_file)!r}; name a YAML file or one of {known}"
+            )
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(cls)
+        parser.set_defaults(name=path.stem)
+        try:
+            return cls(**parser.parse_path(path).as_dict())
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def build(self, material: DrafterMaterial) -> ActionDecoder:
+        """The decoder for a loaded checkpoint."""
+        if self.decoder == "autoregressive":
+            return AutoregressiveDecoder(material.model)
+        rule = make_rule(self.acceptance, self.tolerance, material.statistics, device=material.model.device)
+        return SpeculativeDecoder(
+            material.model,
+            rule,
+            [DRAFTERS[drafter](material) for drafter in self.drafters],
+            Placement(self.nodes, self.confidence, rule.reach),
+            self.tail,
+            self.name,
+        )

@@ -1,0 +1,206 @@
+"""Speculative decoding of actions: drafts ride in the prompt's own pass, and further passes finish what is left.
+
+Knows the order of things: draft, verify, take, go on. How trees are laid into the cache (`target_passes`), judged
+(`verification`, `acceptance`) and planned (`policy.drafting`) is known elsewhere.
+
+Every pass gains the tokens of a path that was accepted and one more, which the target chose itself. So an action of 7
+tokens needs at most 7 passes, the prompt's included, which is what plain decoding always needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
+from policy.decoding.memory import EpisodeMemory
+from policy.decoding.progress import UNKNOWN, ActionProgress
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.stopwatch import Stopwatch
+from policy.decoding.target_passes import TargetPasses
+from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
+from policy.decoding.verification import verify
+from policy.drafting.base import DraftContext, Drafter
+from policy.drafting.placement import Placement
+from policy.openvla.config import PATCHES
+from policy.openvla.model import OpenVLA
+from policy.types import DecodeTrace
+
+Tail = Literal["jacobi", "tree", "plain"]
+JACOBI: Final = "jacobi"
+
+# The patches of a frame are averaged over a grid of this many cells a side, so that places stay apart.
+_GRID = 4
+_PATCH_GRID = int(PATCHES**0.5)
+# Two frames are the same picture where features differ by less than this share of their length. While the arm of a
+# LIBERO robot moves at all they differ by several times as much.
+STILL_TOLERANCE = 0.005
+
+
+class SpeculativeDecoder:
+    """Drafts, verifies and accepts; remembers each session's episode until it is told to forget it.
+
+    drafters: asked before the prompt is read, and again for the tail "tree"; none means an empty draft.
+    placement: merges what they propose into a tree. tail: what drafts the tokens that the first pass left open:
+    "jacobi" (what the target said along refused branches), "tree" (that and the drafters again) or "plain" (nothing).
+    """
+
+    def __init__(
+        self,
+        model: OpenVLA,
+        rule: AcceptanceRule,
+        drafters: Sequence[Drafter] = (),
+        placement: Placement | None = None,
+        tail: Tail = JACOBI,
+        name: str = "speculative",
+    ) -> None:
+        self.model = model
+        self.name = name
+        self._rule = rule
+        self._drafters = tuple(drafters)
+        self._placement = placement or Placement(nodes=DRAFTED_DIMENSIONS, confidence=0.0, reach=rule.reach)
+        self._tail = tail
+        self._memories: dict[str, EpisodeMemory] = {}
+
+    def forget(self, session: str) -> None:
+        """A new episode of this session begins."""
+        self._memories.pop(session, None)
+
+    def decode(
+        self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
+    ) -> tuple[Tensor, list[DecodeTrace]]:
+        """Action token ids, int64 `[B, 7]`, and one trace per row; laps "prefill" and "decode" on the stopwatch.
+
+        Raises ValueError where a session is named twice: its actions would each need the other one first.
+        """
+        if len(set(sessions)) < len(sessions):
+            raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
+        device, vocabulary = self.model.device, self.model.config.action_vocabulary
+        memories = [self._memories.setdefault(name, EpisodeMemory.begin(device)) for name in sessions]
+        state = AcceptanceState.stack([memory.state for memory in memories])
+        pictures = _picture_features(prompts)
+        contexts = self._contexts(prompts, memories, pictures)
+        proposals = [self._propose(context) for context in contexts]
+        drafts = [self._placement.plan(0, proposal) for proposal in proposals]
+        progress = [ActionProgress(vocabulary) for _ in sessions]
+        passes = TargetPasses(self.model, prompts, self._placement.nodes)
+        tree = TokenTree.of(drafts, _width(drafts), device)
+        logits = passes.prefill(tree)
+        self._take(progress, drafts, tree, logits, state)
+        stopwatch.lap("prefill")
+        while not all(action.done for action in progress):
+            drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, strict=True)]
+            tree = TokenTree.of(drafts, _width(drafts), device)
+            logits = passes.extend(*_decided(progress, device), tree)
+            self._take(progress, drafts, tree, logits, state)
+        traces = self._conclude(progress, contexts, proposals, memories, state, pictures)
+        stopwatch.lap("decode")
+        return torch.tensor([action.ids for action in progress], device=device), traces
+
+    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], pictures: Tensor) -> list[DraftContext]:
+        features: Sequence[np.ndarray | None] = [None] * len(memories)
+        if any(drafter.needs_features for drafter in self._drafters):
+            features = list(pictures.cpu().numpy())
+        return [
+            DraftContext(key, memory.history, features=row)
+            for memory, row, key in zip(memories, features, prompts.keys, strict=True)
+        ]
+
+    def _propose(self, context: DraftContext) -> dict[str, np.ndarray]:
+        proposed = ((drafter.name, drafter.propose(context)) for drafter in self._drafters)
+        return {name: action for name, action in proposed if action is not None}
+
+    def _draft_tail(self, action: ActionProgress, context: DraftContext, proposals: dict[str, np.ndarray]) -> Draft:
+        """What to verify next behind the tokens that are decided."""
+        start = min(len(action.ids), DRAFTED_DIMENSIONS)
+        if self._tail == "plain" or action.done:
+            return Draft(start)
+        guess = self._complete(action.guess, proposals)
+        if self._tail == JACOBI:
+            tokens = guess[start:DRAFTED_DIMENSIONS]
+            unknown = np.flatnonzero(tokens == UNKNOWN)
+            return Draft.chain(start, tokens[: unknown[0] if len(unknown) else None].tolist(), JACOBI)
+        again = self._propose(context.knowing(action.choices))
+        return self._placement.plan(start, {JACOBI: guess} | again)
+
+    def _complete(self, guess: np.ndarray, proposals: dict[str, np.ndarray]) -> np.ndarray:
+        """A guess with what it lacks from the first drafter that has an opinion."""
+        for proposal in proposals.values():
+            guess = np.where(guess == UNKNOWN, proposal, guess)
+        return guess
+
+    def _take(
+        self,
+        progress: list[ActionProgress],
+        drafts: list[Draft],
+        tree: TokenTree,
+        logits: Tensor,
+        state: AcceptanceState,
+    ) -> None:
+        found = verify(tree, logits, self._rule, state, self.model.config.action_vocabulary)
+        for row, (action, draft) in enumerate(zip(progress, drafts, strict=True)):
+            if not action.done:
+                rows = (found.choices[row], found.drafted_choices[row], found.emitted[row])
+                action.take(draft, int(found.last[row]), *rows)
+
+    def _conclude(
+        self,
+        progress: list[ActionProgress],
+        contexts: list[DraftContext],
+        proposals: list[dict[str, np.ndarray]],
+        memories: list[EpisodeMemory],
+        state: AcceptanceState,
+        pictures: Tensor,
+    ) -> list[DecodeTrace]:
+        """Remember the finished actions, let drafters and placement learn from them, and write their traces."""
+        emitted = torch.tensor([action.bins for action in progress], device=pictures.device)
+        choices = torch.tensor([action.choices for action in progress], device=pictures.device)
+        still = torch.stack([_is_still(m.picture, picture) for m, picture in zip(memories, pictures, strict=True)])
+        forced = self._rule.forced_exact(state).cpu().numpy()
+        state = self._rule.update(state, emitted, emitted - choices, still)
+        for row, (action, context, memory) in enumerate(zip(progress, contexts, memories, strict=True)):
+            chosen = np.array(action.choices, np.int64)
+            memory.state, memory.picture = state.row(row), pictures[row]
+            memory.choices.append(chosen)
+            for drafter in self._drafters:
+                drafter.observe(context, chosen)
+            self._placement.learn(proposals[row] | {JACOBI: action.guess}, chosen)
+        reasons = self._rule.forced_reasons
+        return [
+            action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))
+            for action, row in zip(progress, forced, strict=True)
+        ]
+
+
+def _width(drafts: list[Draft]) -> int:
+    """Nodes that the largest of several trees has."""
+    return max(len(draft.tokens) for draft in drafts)
+
+
+def _decided(progress: list[ActionProgress], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Decided ids, int64 `[B, 6]`, padded, and their number, int64 `[B]`, as `TargetPasses.extend` takes them."""
+    ids = np.zeros((len(progress), DRAFTED_DIMENSIONS), np.int64)
+    for row, action in zip(ids, progress, strict=True):
+        decided = action.ids[:DRAFTED_DIMENSIONS]
+        row[: len(decided)] = decided
+    counts = np.array([len(action.ids) for action in progress])
+    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
+
+
+def _picture_features(prompts: PromptBatch) -> Tensor:
+    """Float32 `[B, 16 * width]`: the patches' features, averaged over the cells of a grid of 4 by 4."""
+    patches = prompts.embeddings[:, 1 : 1 + PATCHES].float()  # [B, 256, width]
+    maps = patches.transpose(1, 2).unflatten(2, (_PATCH_GRID, _PATCH_GRID))
+    return functional.avg_pool2d(maps, _PATCH_GRID // _GRID).flatten(1)
+
+
+def _is_still(before: Tensor | None, now: Tensor) -> Tensor:
+    """Bool scalar on the device."""
+    if before is None:
+        return torch.zeros((), dtype=torch.bool, device=now.device)
+    return (now - before).norm() <= STILL_TOLERANCE * before.norm()
