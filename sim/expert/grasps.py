@@ -1,4 +1,4 @@
-"""Where to take hold of things: from above around the middle, or at the rim of a bowl.
+"""Where to take hold of things: from above around the middle, at the rim of a bowl or mug, or by the knob of a lid.
 
 A grasp is a function of the present state, so it follows an object that was pushed.
 Knows the shape of the Panda's gripper; knows nothing of how the hand gets there.
@@ -21,7 +21,10 @@ _GRIPPER_HIGH = np.array([[-0.0386, 0.0105, 0.0092], [0.0651, 0.0105, 0.0092], [
 _WIDEST = 0.074  # of what the open fingers, 79 mm apart, are sent around
 _CLEAR = 0.006  # beyond this separation more room buys nothing
 
-BOWL_RIM_HEIGHT = 0.0525  # of the rim above the bowl's origin
+# The middle of the rim, in the frame of the thing.
+BOWL_RIM = (0.0, 0.0, 0.0525)
+_LID_KNOB = np.array([0.0, -0.0014, 0.078])  # of a moka pot: the grip site, with the fingertips just above the lid
+MUG_RIMS = {"porcelain_mug_1": (0.0124, -0.001, 0.1085), "white_yellow_mug_1": (-0.0186, 0.0, 0.1031)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +72,11 @@ def _narrowest(points: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class RimGrasp:
-    """One finger inside a bowl and one outside.
+    """One finger inside a bowl or mug and one outside.
 
-    direction: world angle (radians) from the bowl's middle to the point of the rim, which is also the fingers' axis.
-    radius, depth: of the grip site from the bowl's axis and below the rim. tilt: of the hand about the fingers' axis.
+    direction: world angle (radians) from the rim's middle to the point of the rim, which is also the fingers' axis.
+    radius, depth: of the grip site from the middle's axis and below the rim. tilt: of the hand about the fingers' axis.
+    middle: of the rim, in the frame of the thing.
     """
 
     name: str
@@ -80,16 +84,29 @@ class RimGrasp:
     radius: float = 0.043
     depth: float = 0.014
     tilt: float = 0.0
+    middle: tuple[float, float, float] = BOWL_RIM
 
     def __call__(self, state: SimulatorState) -> Grasp:
-        axis = state.rotation(self.name)[:, 2]
+        axes = state.rotation(self.name)
+        axis = axes[:, 2]
         outward = np.array([np.cos(self.direction), np.sin(self.direction), 0.0])
         # Into the plane of the rim, which is tilted where the bowl rests on another dish.
         outward -= axis * (axis @ outward)
         outward /= np.linalg.norm(outward)
-        rim = state.position(self.name) + axis * BOWL_RIM_HEIGHT + outward * self.radius
+        rim = state.position(self.name) + axes @ self.middle + outward * self.radius
         turned = about_z(self.direction - np.pi / 2) @ about_x(-self.tilt) @ HAND_DOWN
         return Grasp(above(rim, -self.depth), turned)
+
+
+@dataclass(frozen=True, slots=True)
+class LidGrasp:
+    """By the knob on the lid of a moka pot, the fingers along world x: between the handle and the spout."""
+
+    name: str
+
+    def __call__(self, state: SimulatorState) -> Grasp:
+        knob = state.position(self.name) + state.rotation(self.name) @ _LID_KNOB
+        return Grasp(knob, about_z(np.pi / 2) @ HAND_DOWN)
 
 
 def clearance(state: SimulatorState, name: str, grasp: Grasp) -> float:

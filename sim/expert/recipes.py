@@ -13,7 +13,7 @@ import numpy as np
 from sim.expert.book import book_into_caddy
 from sim.expert.bowl_and_drawer import BowlIntoDrawer, SlideOutOfDrawer
 from sim.expert.drawer import Drawer
-from sim.expert.grasps import RimGrasp, TopGrasp, clear_top_grasp
+from sim.expert.grasps import MUG_RIMS, LidGrasp, RimGrasp, TopGrasp, clear_top_grasp
 from sim.expert.knob import Knob
 from sim.expert.pick_and_place import Approach, PickAndPlace
 from sim.expert.placement import DropIntoBasket, PlaceOn
@@ -56,6 +56,12 @@ def _stage(state: SimulatorState, goal: Goal) -> Stage:
             return Knob(state, goal)
         case ("in", _, "basket_1_contain_region"):
             return _into_basket(state, goal)
+        case ("on", name, plate) if name in MUG_RIMS and plate.startswith("plate_"):
+            return _mug_onto_plate(state, goal)
+        case ("on", "chocolate_pudding_1", "living_room_table_plate_right_region"):
+            return _pudding_beside_plate(state, goal)
+        case ("on", name, region) if region == _ON_STOVE and name.startswith("moka_pot_"):
+            return _pot_onto_stove(state, goal)
         case ("in", "black_book_1", region) if region.startswith("desk_caddy_1_"):
             return book_into_caddy(state, goal, "desk_caddy_1")
     raise _no_recipe(goal)
@@ -99,6 +105,45 @@ def _into_basket(state: SimulatorState, goal: Goal) -> PickAndPlace:
     grasp = clear_top_grasp(state, name, depth=0.030, floor=support + 0.012)
     approach = Approach(hover=0.065, safe_height=support + 0.19)
     return PickAndPlace(state, goal, grasp, DropIntoBasket(name, basket, shift), approach)
+
+
+def _mug_onto_plate(state: SimulatorState, goal: Goal) -> PickAndPlace:
+    _, name, plate = goal
+
+    def over_plate(now: SimulatorState) -> np.ndarray:
+        return above(now.position(plate), 0.006)
+
+    support = state.bounds(name)[0][2]
+    middle = MUG_RIMS[name]
+    # Opposite to the handle.
+    handle = state.rotation(name) @ [-middle[0], 0.0, 0.0]
+    direction = float(np.arctan2(-handle[1], -handle[0]))
+    grasp = RimGrasp(name, direction=direction, radius=0.046, depth=0.02, middle=middle)
+    placement = PlaceOn(name, over_plate, travel=support + 0.06)
+    return PickAndPlace(
+        state, goal, grasp, placement, Approach(hover=0.07, safe_height=support + 0.20, empty_gap=0.0006)
+    )
+
+
+def _pudding_beside_plate(state: SimulatorState, goal: Goal) -> PickAndPlace:
+    _, name, region = goal
+    x, y, _ = state.position(region)
+    support = state.bounds(name)[0][2]
+    beside = np.array([x, y + 0.025, support + 0.002])  # off the plate, wherever in its region that stands
+    grasp = TopGrasp(name, depth=0.03, floor=support + 0.012)
+    placement = PlaceOn(name, lambda now: beside, travel=support + 0.08)
+    return PickAndPlace(state, goal, grasp, placement, Approach(hover=0.065, safe_height=support + 0.19))
+
+
+def _pot_onto_stove(state: SimulatorState, goal: Goal) -> PickAndPlace:
+    _, name, region = goal
+    x, y, _ = state.position(region)
+    pots = [other[1] for other in state.goals if other[-1] == region]
+    # Two pots stand side by side, the first nearer to the robot.
+    side = 0.0 if len(pots) == 1 else 0.044 * (2 * pots.index(name) - 1)
+    over_stove = np.array([x + side, y, TABLE + 0.028])
+    placement = PlaceOn(name, lambda now: over_stove, travel=TABLE + 0.06)
+    return PickAndPlace(state, goal, LidGrasp(name), placement, Approach(hover=0.06, safe_height=1.13))
 
 
 def _bowl_onto(state: SimulatorState, goal: Goal) -> Skill:
