@@ -46,6 +46,7 @@ def ended_with_this_block() -> Iterator[list[subprocess.Popen[bytes]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="directory or hub id (default: the policy in the box)")
+    parser.add_argument("--decoding", default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--suites", nargs="+", default=["libero_object", "libero_spatial"])
     parser.add_argument("--tasks", default="0", help="task numbers of each suite, e.g. 0,3-5")
     parser.add_argument("--initial-states", default="0-2", help="official initial states of each task")
@@ -58,6 +59,7 @@ def main() -> int:
     log = output / "server.log"
     print(f"policy server: {arguments.checkpoint} at {endpoint} (log: {log})", flush=True)
     serve = [sys.executable, str(ROOT / "scripts" / "serve_policy.py"), "--checkpoint", arguments.checkpoint]
+    serve += ["--decoding", arguments.decoding]
     evaluate = [sys.executable, str(ROOT / "scripts" / "eval_episodes.py"), "--endpoint", endpoint]
     evaluate += ["--suites", *arguments.suites, "--tasks", arguments.tasks]
     evaluate += ["--initial-states", arguments.initial_states, "--workers", "1"]

@@ -36,6 +36,12 @@ def make_parser() -> ArgumentParser:
     policy.add_argument("--unnorm-key", type=str | None, default=None, help="with --checkpoint: dataset statistics")
     policy.add_argument("--device", type=str, default="auto", help="with --checkpoint")
     policy.add_argument("--dtype", type=str, default="auto", help="with --checkpoint: auto, float32 or bfloat16")
+    policy.add_argument(
+        "--decoding",
+        type=str,
+        default="autoregressive",
+        help="with --checkpoint: YAML file, or name in configs/decoding",
+    )
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--suites", nargs="+", type=str, default=list(STEP_LIMITS)[:3], help="LIBERO(-PRO) suites")
     episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
@@ -100,10 +106,19 @@ def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
         yield RemotePolicy(chosen.endpoint)
         return
     from bridge.server import PolicyServer
+    from policy.decoding.config import DecodingConfig
     from policy.runtime import Policy
 
+    decoding = DecodingConfig.load(chosen.decoding)
+
     def load(report: object) -> Policy:
-        return Policy.load(chosen.checkpoint, unnorm_key=chosen.unnorm_key, device=chosen.device, dtype=chosen.dtype)
+        return Policy.load(
+            chosen.checkpoint,
+            unnorm_key=chosen.unnorm_key,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            decoding=decoding,
+        )
 
     with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:
         try:

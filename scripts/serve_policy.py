@@ -34,6 +34,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--device", type=str, default="auto")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
+    parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
@@ -46,7 +47,8 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         from policy.fake import FakePolicy
 
         return FakePolicy()
-    from policy.runtime import Policy  # imports torch, which the server's state can be asked during
+    from policy.decoding.config import DecodingConfig  # imports torch, which the server's state can be asked during
+    from policy.runtime import Policy
 
     return Policy.load(
         arguments.checkpoint,
@@ -54,6 +56,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         device=arguments.device,
         dtype=arguments.dtype,
         image_path=arguments.image_path,
+        decoding=DecodingConfig.load(arguments.decoding),
         on_state=report,
     )
 
@@ -75,7 +78,8 @@ def main() -> int:
     def announce(spec: PolicySpec) -> None:
         weights = f"sha256 {spec.checkpoint_hash[:12]}" if spec.checkpoint_hash else "no weights"
         name = f"{spec.policy_id} ({weights}, actions of {spec.unnorm_key or 'no dataset'})"
-        print(f"ready: {name} on {spec.device} in {spec.dtype} at {server.endpoint}", flush=True)
+        running = f"on {spec.device} in {spec.dtype}, {spec.decoder} decoding"
+        print(f"ready: {name} {running}, at {server.endpoint}", flush=True)
 
     try:
         server.serve_forever(on_ready=announce)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from policy.types import Action, ActionPolicy, Observation
+from policy.types import Action, ActionPolicy, DecodeTrace, Observation
 from sim.environments import World
 
 # The world waits for the policy, as in all published LIBERO figures.
@@ -28,13 +28,13 @@ class EpisodeResult:
 
     steps: policy steps taken.
     decision_ms: milliseconds from handing over the observation to having the action, per step.
-    target_passes: forward passes of the target model per step (0 for policies without one).
+    traces: how the policy decoded each action.
     """
 
     success: bool
     steps: int
     decision_ms: tuple[float, ...]
-    target_passes: tuple[int, ...]
+    traces: tuple[DecodeTrace, ...]
 
 
 def run_episode(
@@ -50,7 +50,7 @@ def run_episode(
     observations, _ = env.reset(options={"init_state": init_state})
     policy.reset()
     decision_ms: list[float] = []
-    target_passes: list[int] = []
+    traces: list[DecodeTrace] = []
     terminated = truncated = False
     while not (terminated or truncated):
         image = observations.get("image", NO_IMAGE)
@@ -59,11 +59,11 @@ def run_episode(
         started = time.perf_counter()
         action = policy.act(Observation(image, env.instruction, captured_at=time.monotonic()))
         decision_ms.append(1e3 * (time.perf_counter() - started))
-        target_passes.append(action.trace.target_passes)
+        traces.append(action.trace)
         observations, _, terminated, truncated, _ = env.step(simulator_action(action))
     if watch:
         watch(observations.get("image", NO_IMAGE))
-    return EpisodeResult(terminated, len(decision_ms), tuple(decision_ms), tuple(target_passes))
+    return EpisodeResult(terminated, len(decision_ms), tuple(decision_ms), tuple(traces))
 
 
 def simulator_action(action: Action) -> np.ndarray:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from policy.results import commit, versions
 from policy.types import PolicySpec
+from sim.decoding_statistics import DecodingStatistics
 from sim.environments import initial_state_count, task_instruction
 from sim.episode import LOCK_STEP
 from sim.protocol import OFFICIAL, Protocol
@@ -135,7 +136,8 @@ class _Recorder:
             error="" if isinstance(outcome, EpisodeDone) else outcome.message,
             steps=result.steps if result else 0,
             latency=Latency.of(result.decision_ms) if result else None,
-            target_passes=sum(result.target_passes) / result.steps if result else 0.0,
+            target_passes=sum(trace.target_passes for trace in result.traces) / result.steps if result else 0.0,
+            decoding=DecodingStatistics.of(result.traces) if result else None,
             seconds=done.seconds if done else 0.0,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from sim.decoding_statistics import DecodingStatistics
+
 FORMAT = 1
 
 
@@ -79,6 +81,7 @@ class EpisodeRecord:
     outcome, end_reason, error: how it ended; `error` is the message of an exception, "" otherwise.
     steps: policy steps, settle steps not counted. latency, target_passes: per decision; None and 0 after an error.
     seconds: wall time of the episode, reset included. finished_at: UTC, ISO 8601.
+    decoding: how the actions came about; None for policies that decode no tokens, after an error and in old files.
     """
 
     suite: str
@@ -106,6 +109,7 @@ class EpisodeRecord:
     target_passes: float
     seconds: float
     finished_at: str
+    decoding: DecodingStatistics | None = None
     format: int = FORMAT
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from sim.decoding_statistics import DecodingStatistics
 from sim.records import EpisodeRecord, Outcome
 from sim.statistics import SuccessRate
 
@@ -19,7 +20,7 @@ class Summary:
     """Some episodes of one suite, of one task or (`task` is None) of all.
 
     rate: without errors. steps, p50_ms, p95_ms, target_passes: means over the valid episodes, NaN without any; the
-    latencies are means of each episode's own percentiles.
+    latencies are means of each episode's own percentiles. decoding: of all actions, None where none was decoded.
     """
 
     suite: str
@@ -31,6 +32,7 @@ class Summary:
     p50_ms: float
     p95_ms: float
     target_passes: float
+    decoding: DecodingStatistics | None
 
     @classmethod
     def of(cls, records: list[EpisodeRecord], task: int | None) -> Summary:
@@ -38,6 +40,7 @@ class Summary:
         valid = [record for record in records if record.outcome is not Outcome.ERROR]
         solved = sum(record.outcome is Outcome.SUCCESS for record in valid)
         latencies = [record.latency for record in valid if record.latency]
+        decoded = [record.decoding for record in valid if record.decoding]
         return cls(
             suite=records[0].suite,
             task=task,
@@ -48,6 +51,7 @@ class Summary:
             p50_ms=_mean(latency.p50_ms for latency in latencies),
             p95_ms=_mean(latency.p95_ms for latency in latencies),
             target_passes=_mean(record.target_passes for record in valid),
+            decoding=DecodingStatistics.total(decoded) if decoded else None,
         )
 
     def row(self) -> dict[str, Any]:
@@ -64,7 +68,8 @@ class Summary:
         }
         counts = {"successes": self.rate.successes, "episodes": self.rate.episodes, "errors": self.errors}
         named = {"suite": self.suite, "task": self.task, "instruction": self.instruction}
-        return named | counts | {name: None if np.isnan(value) else value for name, value in numbers.items()}
+        measured = {name: None if np.isnan(value) else value for name, value in numbers.items()}
+        return named | counts | measured | (self.decoding.row() if self.decoding else {})
 
 
 def summarise(records: Iterable[EpisodeRecord]) -> list[Summary]:
@@ -119,7 +124,8 @@ def summary_table(summaries: Iterable[Summary], title: str) -> Table:
             f"{100 * low:.1f}-{100 * high:.1f} %",
             str(summary.errors),
         )
-        measured = (f"{value:.1f}" for value in (summary.steps, summary.p50_ms, summary.p95_ms, summary.target_passes))
+        measured = [f"{value:.1f}" for value in (summary.steps, summary.p50_ms, summary.p95_ms)]
+        measured.append(f"{summary.target_passes:.2f}")
         name = f"{summary.suite} {'all' if summary.task is None else summary.task}"
         last = summary.task is None
         table.add_row(name, *counts, *measured, style="bold" if last else None, end_section=last)

@@ -32,7 +32,7 @@ def test_a_solved_episode():
     result = run_episode(FakeLiberoEnv(0), policy, init_state=10, watch=frames.append)
     assert result.success
     assert result.steps == 4  # target 0.2, 0.05 per step
-    assert result.target_passes == (3, 3, 3, 3)
+    assert [trace.target_passes for trace in result.traces] == [3, 3, 3, 3]
     assert len(result.decision_ms) == 4
     assert len(frames) == 5
     assert policy.resets == 1
