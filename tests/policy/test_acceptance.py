@@ -282,12 +282,17 @@ def test_reach_tells_each_dimensions_tolerance() -> None:
     assert make_rule("exact", {}, statistics).reach == (0,) * 7
 
 
-def test_a_published_radius_can_be_had_without_protection() -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [("spec-vla", {"radius": 1}), ("corrected", {"radius": 1}), ("typical", {"ratio": 0.5})]
+)
+def test_the_gripper_is_one_more_dimension_where_its_side_is_not_protected(name: str, options: dict[str, Any]) -> None:
     case = random_case(0)
     case.depths[:] = GRIPPER
-    case.tree.tokens[:] = case.choice + torch.where(case.choice > 190, -1, 1)
-    verdict = case.judge(case.rule("spec-vla", radius=1, protect_gripper=False))
-    assert verdict.accepted.all()
+    case.tree.tokens[:] = 190
+    case.logits[:] = 0.0
+    case.logits[..., 191] = 0.5
+    assert not case.judge(case.rule(name, **options)).accepted.any()
+    assert case.judge(case.rule(name, **options, protect_gripper=False)).accepted.all()
 
 
 @pytest.mark.parametrize(

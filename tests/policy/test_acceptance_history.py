@@ -181,10 +181,20 @@ def test_at_low_speed_tolerance_shrinks_with_the_motion(choice: int, drafted: in
     assert found.tolist() == [accepted] * POSE
 
 
-def test_near_zero_no_draft_turns_the_direction_round() -> None:
+@pytest.mark.parametrize("direction", [1, -1])
+def test_near_zero_no_draft_turns_the_direction_round(direction: int) -> None:
     """Even where the floor alone would allow it."""
     rule = make_rule("physical", GENEROUS | NO_BUDGET, STATISTICS)
+    choice = np.full(7, 127 + 2 * direction)
     accepted = [
-        Episode(rule).step(np.full(7, 129), np.full(7, drafted)).tolist() for drafted in (125, 126, 127, 128, 135)
+        Episode(rule).step(choice, np.full(7, 127 + direction * motion)).tolist() for motion in (-2, -1, 0, 1, 8)
     ]
     assert accepted == [[value] * POSE for value in (False, False, True, True, True)]
+
+
+@pytest.mark.parametrize(
+    "options", [{"translation_mm": 0.0, "rotation_mrad": 0.0, "budget_mm": 0.0}, {"emit": "target", "budget_mrad": 0.0}]
+)
+def test_where_nothing_can_add_up_no_budget_is_exhausted(options: dict[str, Any]) -> None:
+    rule = make_rule("physical", options, STATISTICS)
+    assert not rule.forced_exact(AcceptanceState.fresh(3)).any()

@@ -13,7 +13,7 @@ from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Ver
 from policy.decoding.acceptance.intervals import Intervals
 from policy.decoding.physical import GRIPPER, ActionUnits
 from policy.decoding.tree import TokenTree
-from policy.openvla.config import ACTION_BINS
+from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 
 # A tolerance of exactly n bins must be n bins, whatever the division rounded to.
 _ROUNDING = 1e-9
@@ -114,7 +114,9 @@ class Physical(AcceptanceRule):
         self.reach = tuple(int(radius) for radius in radii)
         intervals = Intervals.around(torch.from_numpy(settings.radii_by_choice(units)))
         self._intervals = intervals.keeping_gripper_side(units).keeping_sign(units).to(device)
-        budget = np.append(units.in_bins(settings.budget_mm, settings.budget_mrad), np.inf)
+        budget = np.full(ACTION_DIMENSIONS, np.inf)
+        if settings.emit == "draft":
+            budget[:GRIPPER] = units.in_bins(settings.budget_mm, settings.budget_mrad)
         self._budget = torch.tensor(budget, dtype=torch.float32, device=device)  # [7], bins
         self._radii = torch.from_numpy(radii).to(device)
         self._settings = settings
@@ -122,12 +124,10 @@ class Physical(AcceptanceRule):
     def accept(self, tree: TokenTree, logits_of_parent: Tensor, depths: Tensor, state: AcceptanceState) -> Verdict:
         tokens, choice = tree.tokens, target_choice(logits_of_parent)
         deviation = tokens - choice
-        accepted = self._intervals.contain(tokens, choice, depths) & ~self._stalled(state)[:, None]
-        emitted = choice
-        if self._settings.emit == "draft":
-            emitted = tokens
-            summed = (self._settings.retained * state.signed_error).gather(1, depths) + deviation
-            accepted &= summed.abs() <= self._budget[depths]
+        summed = (self._settings.retained * state.signed_error).gather(1, depths) + deviation
+        accepted = self._intervals.contain(tokens, choice, depths)
+        accepted &= (summed.abs() <= self._budget[depths]) & ~self._stalled(state)[:, None]
+        emitted = tokens if self._settings.emit == "draft" else choice
         return Verdict(accepted | (deviation == 0), emitted, deviation.abs())
 
     def forced_exact(self, state: AcceptanceState) -> Tensor:
