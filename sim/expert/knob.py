@@ -19,25 +19,20 @@ class Knob:
         self.goal = goal
         self._knob = f"{goal[1]}_button"
         self.focus = self._knob, self._knob
-        self._geoms = state.geoms_of_body(self._knob)
 
     def __call__(self, state: SimulatorState) -> Decision:
         hand, gap = state.hand_position, state.finger_gap
         if state.holds(self.goal):
             return self._let_go(state)
         grasp = self._grasp(state)
-        rotation = nearest_symmetric(about_z(state.joint(self._knob)) @ HAND_DOWN, state.hand_rotation)
+        # Twist ahead of the knob as the fingers close around its ridge, which is 26 mm wide.
+        twist = _LEAD * unit_clip((0.042 - gap) / 0.012) if self.holding(state) else 0.0
+        rotation = nearest_symmetric(about_z(state.joint(self._knob) + twist) @ HAND_DOWN, state.hand_rotation)
         lateral, height_error = float(np.hypot(*(hand - grasp)[:2])), float(hand[2] - grasp[2])
-        if self.holding(state):
-            # Twist as the grip firms up.
-            twist = _LEAD * unit_clip((0.035 - gap) / 0.008, 0.1)
-            action = servo(
-                state, grasp, about_z(twist) @ state.hand_rotation, CLOSE, planar=0.3, vertical=0.3, turn=0.9
-            )
-            return Decision(action, "twist")
         ready = lateral < 0.010 and abs(height_error) < 0.010
-        if ready or (0.004 < gap < 0.075 and lateral < 0.03 and abs(height_error) < 0.025):
-            return Decision(servo(state, grasp, rotation, CLOSE, planar=0.3, vertical=0.3), "close")
+        if ready or self.holding(state):
+            action = servo(state, grasp, rotation, CLOSE, planar=0.3, vertical=0.3, turn=0.9)
+            return Decision(action, "twist" if twist > 0 else "close")
         height = ramp(lateral, (0.008, 0.03, 0.12), (0.0, 0.05, 0.09))
         if gap < 0.07:
             height = max(height, 0.05)
@@ -46,8 +41,9 @@ class Knob:
         return Decision(action, "reach")
 
     def holding(self, state: SimulatorState) -> bool:
-        """Whether both fingers are at the knob."""
-        return state.finger_gap < 0.06 and all(state.finger_contacts(self._geoms))
+        """Whether the fingers are closing around the knob, or have closed."""
+        way = state.hand_position - self._grasp(state)
+        return 0.004 < state.finger_gap < 0.075 and bool(np.hypot(*way[:2]) < 0.03 and abs(way[2]) < 0.025)
 
     def leave(self, state: SimulatorState) -> Decision | None:
         """Let go and rise; None once the fingers are above the knob."""
