@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from sim.expert.book import book_into_caddy
+from sim.expert.bottom_drawer import PushDrawerShut, bowl_into_open_drawer
 from sim.expert.bowl_and_drawer import BowlIntoDrawer, SlideOutOfDrawer
 from sim.expert.drawer import Drawer
 from sim.expert.grasps import MUG_RIMS, LidGrasp, RimGrasp, TopGrasp, clear_top_grasp
@@ -64,6 +65,10 @@ def _stage(state: SimulatorState, goal: Goal) -> Stage:
             return _pot_onto_stove(state, goal)
         case ("in", "black_book_1", region) if region.startswith("desk_caddy_1_"):
             return book_into_caddy(state, goal, "desk_caddy_1")
+        case ("in", name, "white_cabinet_1_bottom_region") if _is_bowl(name):
+            return bowl_into_open_drawer(state, goal)
+        case ("close", "white_cabinet_1_bottom_region"):
+            return PushDrawerShut(goal)
     raise _no_recipe(goal)
 
 
