@@ -1,4 +1,9 @@
-"""Say how far tolerant decoding strays from plain decoding on logged frames: passes, acceptance, mm and mrad."""
+"""Say how far tolerant decoding strays from plain decoding on logged frames: passes, acceptance, mm and mrad.
+
+    python scripts/shadow_acceptance.py demos --decoding exact spec-vla corrected physical typical
+
+Any YAML file with a decoding configuration takes the place of a name.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import auto_cli
+from jsonargparse import ArgumentParser, Namespace
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -30,58 +35,56 @@ from policy.training.demonstrations import list_demonstrations
 _TRANSLATIONS, _ROTATIONS = ("dx_mm", "dy_mm", "dz_mm"), ("droll_mrad", "dpitch_mrad", "dyaw_mrad")
 
 
-@torch.inference_mode()
-def main(
-    demonstrations: Path,
-    checkpoint: str = "policy/pretrained/libero",
-    unnorm_key: str | None = None,
-    decoding: tuple[str, ...] = ("exact", "spec-vla", "corrected", "physical", "typical"),
-    episodes: int | None = None,
-    steps: int | None = None,
-    side_by_side: int = 8,
-    device: str = "auto",
-    dtype: str = "auto",
-    output: Path | None = None,
-) -> None:
-    """Replays demonstrations with frames through plain decoding and, frame by frame, through others.
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("demonstrations", type=Path, help="folder of .npz files with frames, see collect_demos.py")
+    parser.add_argument("--decoding", nargs="+", type=str, default=["exact", "default"], help="what to compare")
+    parser.add_argument("--episodes", type=int | None, default=None, help="how many, evenly spread over the folder")
+    parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
+    parser.add_argument("--side-by-side", type=int, default=8, help="episodes in one batch")
+    parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
+    parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
+    return parser
 
-    Args:
-        demonstrations: folder of .npz files, as scripts/collect_demos.py writes them.
-        checkpoint: directory or hub id.
-        unnorm_key: dataset whose statistics scale the actions; may be left out where the checkpoint has one only.
-        decoding: names in configs/decoding, or YAML files.
-        episodes: how many episodes to replay, evenly spread over the folder; all if left out.
-        steps: at most so many frames of each, from its start.
-        side_by_side: episodes in one batch.
-        device: auto, cpu, cuda or cuda:N.
-        dtype: auto, float32 or bfloat16.
-        output: file for the result as JSON.
-    """
-    console = Console()
+
+def main() -> None:
+    chosen, console = make_parser().parse_args(), Console()
     try:
-        paths = _spread(list_demonstrations(demonstrations), episodes)
+        configs = [DecodingConfig.load(name) for name in chosen.decoding]
+        paths = _spread(list_demonstrations(chosen.demonstrations), chosen.episodes)
         if not paths:
-            raise ValueError(f"there are no demonstrations in {demonstrations}; run scripts/collect_demos.py")
-        configs = [DecodingConfig.load(name) for name in decoding]
-        directory = locate_checkpoint(checkpoint)
-        statistics = select_statistics(load_statistics(directory), unnorm_key)
-        settings = PreprocessorSettings.load(directory)
-        place = choose_device(device)
-        model = load_checkpoint(directory, place, choose_dtype(dtype, place))
-        prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-        material = DrafterMaterial(model, statistics, directory)
-        decoders = [config.build(material) for config in configs]
-        shadow = Shadow(AutoregressiveDecoder(model), decoders, ActionUnits.from_statistics(statistics))
-        for first in track(range(0, len(paths), side_by_side), "replaying", console=console):
-            group = paths[first : first + side_by_side]
-            shadow.play([LoggedEpisode.load(path, model, prompter, settings, steps) for path in group])
+            raise ValueError(f"there are no demonstrations in {chosen.demonstrations}; run scripts/collect_demos.py")
+        if chosen.side_by_side < 1:
+            raise ValueError(f"--side-by-side is {chosen.side_by_side}; it must be at least 1")
+        shadow = replay_through(configs, paths, chosen, console)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"cannot replay: {error}") from None
     rows = [record.row() for record in shadow.records]
-    console.print(_table(rows, f"{rows[0]['actions']} frames of {len(paths)} episodes, compared with plain decoding"))
-    if output is not None:
+    title = f"{rows[0]['actions']} frames of {len(paths)} episodes, compared with plain decoding"
+    console.print(table_of(rows, title))
+    if chosen.output is not None:
         described = [asdict(config) | row for config, row in zip(configs, rows, strict=True)]
-        write_result(output, described, {row["decoding"]: row["passes"] for row in rows})
+        write_result(chosen.output, described, {row["decoding"]: row["passes"] for row in rows})
+
+
+@torch.inference_mode()
+def replay_through(configs: list[DecodingConfig], paths: list[Path], chosen: Namespace, console: Console) -> Shadow:
+    """Load what is needed and play the episodes, group by group."""
+    directory = locate_checkpoint(chosen.checkpoint)
+    statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
+    settings = PreprocessorSettings.load(directory)
+    device = choose_device(chosen.device)
+    model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
+    prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
+    decoders = [config.build(DrafterMaterial(model, statistics, directory)) for config in configs]
+    shadow = Shadow(AutoregressiveDecoder(model), decoders, ActionUnits.from_statistics(statistics))
+    for first in track(range(0, len(paths), chosen.side_by_side), "replaying", console=console):
+        group = paths[first : first + chosen.side_by_side]
+        shadow.play([LoggedEpisode.load(path, model, prompter, settings, chosen.steps) for path in group])
+    return shadow
 
 
 def _spread(paths: list[Path], count: int | None) -> list[Path]:
@@ -93,7 +96,7 @@ def _spread(paths: list[Path], count: int | None) -> list[Path]:
     return [paths[index * len(paths) // count] for index in range(count)]
 
 
-def _table(rows: list[dict[str, Any]], title: str) -> Table:
+def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     """The worst axis stands for translation and for rotation; the result file has each."""
     statistics = ("p99", "max", "mean", "drift")
     units = [f"{unit} {statistic}" for unit in ("mm", "mrad") for statistic in statistics]
@@ -109,4 +112,4 @@ def _table(rows: list[dict[str, Any]], title: str) -> Table:
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main()
