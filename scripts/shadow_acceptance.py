@@ -97,8 +97,8 @@ def _spread(paths: list[Path], count: int | None) -> list[Path]:
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """The worst axis stands for translation and for rotation; the result file has each."""
-    statistics = ("p99", "max", "mean", "drift")
+    """The worst axis stands for translation and for rotation; the result file has each, and their drift."""
+    statistics = ("p99", "max", "mean")
     units = [f"{unit} {statistic}" for unit in ("mm", "mrad") for statistic in statistics]
     table = Table("decoding", "passes", "same action", *units, title=title, box=box.SIMPLE, pad_edge=False)
     for row in rows:
