@@ -93,10 +93,11 @@ class Corrected(SpecVLA):
 
     Unit: bins, as for `SpecVLA`.
 
-    Guarantees that the first coordinate is exact, and every further one whose drafted predecessors were. Cannot
-    guarantee any bound for the others: they are the target's choices after *drafted* predecessors, each up to `radius`
-    bins from the emitted ones, and a choice may jump when what precedes it changes. The action as a whole is thus one
-    that nobody proposed: each coordinate is the target's, their fit is assumed.
+    Guarantees of the coordinates that one pass decides that the first is the target's choice after those emitted before
+    it, and so is every further one whose drafted predecessors were exact. Cannot guarantee any bound for the others:
+    they are the target's choices after *drafted* predecessors, each up to `radius` bins from the emitted ones, and a
+    choice may jump when what precedes it changes. The action as a whole is thus one that nobody proposed: each
+    coordinate is the target's, their fit is assumed.
     """
 
     name = "corrected"
