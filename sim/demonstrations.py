@@ -91,7 +91,10 @@ def render_frames(env: LiberoEnv, demonstration: Demonstration) -> Demonstration
     reset before it can be stepped again.
     """
     bodies = demonstration.body_positions, demonstration.body_quaternions
-    streams = [encode_frame(env.picture(positions, *bodies)) for positions in demonstration.pictured]
+    pictured = demonstration.pictured
+    ends = demonstration.states[:-1, 1 : 1 + pictured.shape[1]]
+    before = [pictured[0], *ends]  # nothing moves any more when the settling ends
+    streams = [encode_frame(env.picture(now, then, *bodies)) for now, then in zip(pictured, before, strict=True)]
     return replace(
         demonstration,
         meta=replace(demonstration.meta, renderer=env.renderer),

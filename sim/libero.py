@@ -91,12 +91,15 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         """Positions float64 `[nq]` that the newest frame shows, kept also where nothing is rendered, for `picture`."""
         return self._pictured
 
-    def picture(self, positions: np.ndarray, body_positions: np.ndarray, body_quaternions: np.ndarray) -> np.ndarray:
+    def picture(
+        self, positions: np.ndarray, before: np.ndarray, body_positions: np.ndarray, body_quaternions: np.ndarray
+    ) -> np.ndarray:
         """The frame, uint8 `[R, R, 3]`, upside down, of a moment of an earlier episode of this task.
 
-        positions: its `pictured_positions`, `[nq]`; body_positions, body_quaternions: where its reset put the model's
-        bodies, `[bodies, 3]` and `[bodies, 4]`. The environment needs a `reset` before it can be stepped again. A stove
-        that was switched on is shown without its glow, which is not part of the positions.
+        positions: its `pictured_positions`, `[nq]`. before: the positions `[nq]` in which the step before it ended:
+        LIBERO lights a stove after the step that turned its knob, when that step's frame is already taken.
+        body_positions, body_quaternions: where the episode's reset put the model's bodies, `[bodies, 3]` and
+        `[bodies, 4]`. The environment needs a `reset` before it can be stepped again.
         Raises RuntimeError with `render=False` and ValueError for arrays of another task.
         """
         if self._camera is None:
@@ -110,6 +113,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             has, got = (data.qpos.size, len(model.body_pos)), (positions.size, len(body_positions))
             raise ValueError(f"{self.task.suite} task {self.task.number} has {has} positions and bodies, got {got}")
         self._ready = False
+        data.qpos[:] = before
+        self.simulator._post_process()  # LIBERO's: shows or hides what glows
         model.body_pos[:], model.body_quat[:], data.qpos[:] = body_positions, body_quaternions, positions
         mujoco.mj_fwdPosition(model, data)
         return self._camera.take(model, data)

@@ -119,6 +119,28 @@ def test_frames_rendered_later_are_those_of_a_recording_with_frames(recorded, ba
 
 
 @pytest.mark.libero
+def test_a_stove_glows_in_frames_rendered_later_as_it_did_when_it_was_switched_on():
+    kitchen = LiberoEnv("libero_10", 2, protocol=Protocol(step_limit=STEPS))
+
+    def turn_the_knob(observation, label):
+        simulation = kitchen.simulator.sim
+        (knob,) = simulation.model._model.joint("flat_stove_1_button").dofadr
+        simulation.data._data.qfrc_applied[knob] = 100.0  # newton metres: on within three steps
+        return label
+
+    try:
+        recorded = record_episode(kitchen, 1000, driver=turn_the_knob, driver_name="knob")
+        kitchen.reset(seed=1001)
+        rendered = render_frames(kitchen, recorded)
+        fixed = recorded.body_positions, recorded.body_quaternions
+        lit, dark = (kitchen.picture(recorded.pictured[-1], recorded.pictured[t], *fixed) for t in (-1, 0))
+    finally:
+        kitchen.close()
+    assert (lit != dark).any(), "the stove was not switched on"
+    assert [rendered.frame_jpeg(t) for t in range(STEPS)] == [recorded.frame_jpeg(t) for t in range(STEPS)]
+
+
+@pytest.mark.libero
 def test_the_rendering_script_does_what_is_missing(recorded, bare, tmp_path):
     raw, output = tmp_path / "raw", tmp_path / "rendered"
     bare.save(raw / bare.file_name)
