@@ -16,6 +16,7 @@ from sim.expert.bowl_and_drawer import BowlIntoDrawer, SlideOutOfDrawer
 from sim.expert.drawer import Drawer
 from sim.expert.grasps import MUG_RIMS, LidGrasp, RimGrasp, TopGrasp, clear_top_grasp
 from sim.expert.knob import Knob
+from sim.expert.microwave import SwingDoorShut, mug_into_microwave
 from sim.expert.pick_and_place import Approach, PickAndPlace
 from sim.expert.placement import DropIntoBasket, PlaceOn
 from sim.expert.plate import SlidePlate
@@ -69,6 +70,10 @@ def _stage(state: SimulatorState, goal: Goal) -> Stage:
             return bowl_into_open_drawer(state, goal)
         case ("close", "white_cabinet_1_bottom_region"):
             return PushDrawerShut(goal)
+        case ("in", "white_yellow_mug_1", "microwave_1_heating_region"):
+            return mug_into_microwave(state, goal)
+        case ("close", "microwave_1"):
+            return SwingDoorShut(goal)
     raise _no_recipe(goal)
 
 

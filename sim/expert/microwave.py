@@ -1,0 +1,119 @@
+"""The open microwave: put a mug into it by its handle, and swing the door shut.
+
+Knows the shape of the microwave, which faces -y, and of the mug with the handle towards the hand; the door's hinge
+reads 0 closed and falls to -2.1 rad wide open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.expert.grasps import Grasp
+from sim.expert.pick_and_place import Approach, PickAndPlace
+from sim.expert.placement import Placement
+from sim.expert.rotations import HAND_DOWN, about_x, about_z, nearest_symmetric
+from sim.expert.servo import CLOSE, CRUISE, GAIN, OPEN, Decision, ramp, servo, unit_clip
+from sim.expert.state import Goal, SimulatorState
+
+_MICROWAVE = "microwave_1"
+_HINGE = f"{_MICROWAVE}_microjoint"
+_DOOR = f"{_MICROWAVE}_microdoorroot"
+_FLOOR = 0.024  # of the inside above the microwave's origin
+_MOUTH = -0.088  # plane of the opening from the microwave's origin along y
+_DOOR_TOP = 0.1885  # above the microwave's origin
+_INSIDE = 0.15  # above it: a hand lower than this and beyond the opening is inside
+_HANDLE = np.array([0.056, 0.0, 0.066])  # where the mug is held, in its own frame
+_TILT = np.deg2rad(60)  # of the tool from straight down, so that the fingers reach in where the palm does not fit
+_YAW = np.deg2rad(80)  # not 90, or else it would be open which way round to turn the hand
+_LEVER = 0.19  # distance from the hinge at which the door is pushed
+
+
+@dataclass(frozen=True, slots=True)
+class HandleGrasp:
+    """Across the handle of a mug, which faces -y, with the tool leaning forwards."""
+
+    name: str
+
+    def __call__(self, state: SimulatorState) -> Grasp:
+        position = state.position(self.name) + state.rotation(self.name) @ _HANDLE
+        return Grasp(position, about_x(_TILT) @ about_z(_YAW) @ HAND_DOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class IntoMicrowave:
+    """Placement rule: level with the inside, then straight in."""
+
+    name: str
+
+    def __call__(self, state: SimulatorState) -> Placement:
+        microwave, bottom = state.position(_MICROWAVE), state.bounds(self.name)[0][2]
+        offset = microwave[:2] + np.array([-0.028, -0.023]) - state.position(self.name)[:2]
+        hand_above_bottom = state.hand_position[2] - bottom
+        floor = microwave[2] + _FLOOR
+        return Placement(
+            offset=offset,
+            release_height=floor + 0.002 + hand_above_bottom,
+            travel_height=floor + 0.018 + hand_above_bottom,
+            above_goal=bool(offset[1] < 0.04),
+            near=0.01,
+            far=0.03,
+            release_radius=0.02,
+            blend=0.03,
+        )
+
+
+class MugIntoMicrowave(PickAndPlace):
+    """Puts the mug down inside and draws the hand out again."""
+
+    def leave(self, state: SimulatorState) -> Decision | None:
+        if self.holding(state):
+            return self._carry(state, self._reachable_grasp(state), self.placement(state))
+        hand, microwave = state.hand_position, state.position(_MICROWAVE)
+        if hand[1] < microwave[1] + _MOUTH - 0.04 or hand[2] > microwave[2] + _INSIDE:
+            return None
+        way = 0.05 * unit_clip((state.finger_gap - 0.02) / 0.03)
+        return Decision(servo(state, hand - np.array([0.0, way, 0.0]), state.hand_rotation, OPEN), "back out")
+
+
+class SwingDoorShut:
+    """Pushes the microwave's door shut from outside with the closed fingers, the palm above the door."""
+
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
+        self.focus = _DOOR, _MICROWAVE
+
+    def __call__(self, state: SimulatorState) -> Decision:
+        hand, microwave = state.hand_position, state.position(_MICROWAVE)
+        hinge = state.position(_DOOR)
+        angle = state.joint(_HINGE)
+        along = np.array([np.cos(angle), np.sin(angle), 0.0])  # from the hinge to the door's edge
+        inward = np.array([-along[1], along[0], 0.0])
+        out, lever = float((hinge - hand) @ inward), float((hand - hinge) @ along)
+        rotation = nearest_symmetric(about_z(_YAW) @ HAND_DOWN, state.hand_rotation)
+        top = microwave[2] + _DOOR_TOP
+        if 0.0 < out < 0.09 and hand[2] < top and abs(lever - _LEVER) < 0.05:
+            target = hand + inward * 0.04 + along * (_LEVER - lever)
+            target[2] = top - 0.012
+            return Decision(servo(state, target, rotation, CLOSE, gain=GAIN, planar=0.8), "push")
+        height = ramp(out, (0.05, 0.07), (top + 0.05, top - 0.012))
+        slack = unit_clip(1.0 - (height - 0.02 - hand[2]) / 0.04)
+        target = hinge + along * _LEVER - inward * 0.08
+        target[2] = height
+        action = servo(state, target, rotation, CLOSE, gain=GAIN, planar=CRUISE * slack + 1e-6, turn=0.8)
+        return Decision(action, "go round")
+
+    def holding(self, state: SimulatorState) -> bool:
+        """A push holds nothing."""
+        return False
+
+    def leave(self, state: SimulatorState) -> Decision | None:
+        """Nothing comes after the door is shut."""
+        return None
+
+
+def mug_into_microwave(state: SimulatorState, goal: Goal) -> MugIntoMicrowave:
+    """The skill for one mug."""
+    approach = Approach(hover=0.06, safe_height=1.05, max_turn=0.9)
+    return MugIntoMicrowave(state, goal, HandleGrasp(goal[1]), IntoMicrowave(goal[1]), approach)
