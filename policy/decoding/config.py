@@ -56,10 +56,10 @@ class DecodingConfig:
 
     name: str
     decoder: Literal["autoregressive", "speculative"] = "speculative"
-    drafters: tuple[str, ...] = ("previous",)
-    nodes: int = 24
-    confidence: float = 0.02
-    tail: Tail = "jacobi"
+    drafters: tuple[str, ...] = ("previous", "motion", "retrieval", "dataset")
+    nodes: int = 32
+    confidence: float = 0.005
+    tail: Tail = "tree"
     acceptance: str = "exact"
     tolerance: Mapping[str, Any] = field(default_factory=dict)
 

