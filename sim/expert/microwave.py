@@ -49,7 +49,7 @@ class IntoMicrowave:
 
     def __call__(self, state: SimulatorState) -> Placement:
         microwave, bottom = state.position(_MICROWAVE), state.bounds(self.name)[0][2]
-        offset = microwave[:2] + np.array([-0.028, -0.023]) - state.position(self.name)[:2]
+        offset = microwave[:2] + np.array([-0.028, -0.045]) - state.position(self.name)[:2]
         hand_above_bottom = state.hand_position[2] - bottom
         floor = microwave[2] + _FLOOR
         return Placement(
