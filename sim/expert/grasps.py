@@ -18,6 +18,7 @@ from sim.expert.state import SimulatorState
 # The open gripper as three boxes, two fingers and the palm, in the grip frame (x: the fingers' travel, z: the tool).
 _GRIPPER_LOW = np.array([[-0.0651, -0.0105, -0.2], [0.0386, -0.0105, -0.2], [-0.104, -0.0316, -0.2]])
 _GRIPPER_HIGH = np.array([[-0.0386, 0.0105, 0.0092], [0.0651, 0.0105, 0.0092], [0.104, 0.0316, -0.031]])
+_TURNS = np.deg2rad([30.0, -30.0, 60.0, -60.0, 90.0])  # of the fingers, where neighbours leave no room along world y
 _WIDEST = 0.074  # of what the open fingers, 79 mm apart, are sent around
 _CLEAR = 0.006  # beyond this separation more room buys nothing
 
@@ -45,12 +46,14 @@ class TopGrasp:
     An object that fell over or was turned is taken across its narrowest width instead.
     depth: how far below the object's top the grip site goes. floor: height the grip site never goes below.
     slide: shift from the middle along the other horizontal axis, for neighbours that stand in the palm's way.
+    turn: of the fingers from world y, radians, for neighbours that stand in a finger's way.
     """
 
     name: str
     depth: float
     floor: float
     slide: float = 0.0
+    turn: float = 0.0
 
     def __call__(self, state: SimulatorState) -> Grasp:
         low, high = state.bounds(self.name)
@@ -58,7 +61,7 @@ class TopGrasp:
         # The fingertips reach 9 mm below the grip site: 12 mm above the object's bottom keeps them off its support.
         height = max(high[2] - self.depth, self.floor, low[2] + 0.012)
         if high[1] - low[1] < _WIDEST:
-            return Grasp(np.array([x + self.slide, y, height]), HAND_DOWN)
+            return Grasp(np.array([x + self.slide, y, height]), about_z(self.turn) @ HAND_DOWN)
         turn = _narrowest(state.corners(self.name).reshape(-1, 3)[:, :2])
         return Grasp(np.array([x, y, height]), about_z(turn) @ HAND_DOWN)
 
@@ -66,8 +69,12 @@ class TopGrasp:
 def _narrowest(points: np.ndarray) -> float:
     """Angle from world y, in -pi/2..pi/2, of the direction in which the horizontal points `[N, 2]` are spread least."""
     angles = np.linspace(-np.pi / 2, np.pi / 2, 24, endpoint=False)
-    along = points @ np.stack([-np.sin(angles), np.cos(angles)])  # [N, 24]
-    return float(angles[np.argmin(np.ptp(along, axis=0))])
+    return float(angles[np.argmin(_widths(points, angles))])
+
+
+def _widths(points: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Spread `[A]` of the horizontal points `[N, 2]` along each of the angles `[A]` from world y."""
+    return np.ptp(points @ np.stack([-np.sin(angles), np.cos(angles)]), axis=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +134,21 @@ def clearance(state: SimulatorState, name: str, grasp: Grasp) -> float:
 
 
 def clear_top_grasp(state: SimulatorState, name: str, depth: float, floor: float) -> TopGrasp:
-    """The top grasp nearest to the object's middle at which palm and fingers clear the neighbours best."""
+    """The top grasp nearest to the object's middle at which palm and fingers clear the neighbours best.
+
+    Only where a neighbour stands in a finger's way wherever the hand is shifted are the fingers turned, too.
+    """
     low, high = state.bounds(name)
     furthest = max((high[0] - low[0]) / 2 - 0.014, 0.0)  # both fingers stay on the object
     shifts = [s for s in (0.0, 0.008, -0.008, 0.014, -0.014, 0.02, -0.02, 0.026, -0.026) if abs(s) <= furthest]
     grasps = [TopGrasp(name, depth, floor, shift) for shift in shifts]
-    # max() keeps the first of equals, which is the one nearest to the middle; 0.1 mm is no reason to move.
-    return max(grasps, key=lambda grasp: round(clearance(state, name, grasp(state)), 4))
+
+    def room(grasp: TopGrasp) -> float:
+        return round(clearance(state, name, grasp(state)), 4)  # 0.1 mm is no reason to move
+
+    best = max(grasps, key=room)  # the first of equals, which is the one nearest to the middle
+    if room(best) > 0.0:
+        return best
+    points = state.corners(name).reshape(-1, 3)[:, :2]
+    fitting = _TURNS[_widths(points, _TURNS) < _WIDEST]
+    return max([best, *(TopGrasp(name, depth, floor, turn=float(turn)) for turn in fitting)], key=room)
