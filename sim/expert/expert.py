@@ -9,6 +9,7 @@ import numpy as np
 from policy.types import Action, DecodeTrace, Observation, PolicySpec
 from sim.expert.recipes import Skill, skill_for
 from sim.expert.state import SimulatorState
+from sim.expert.variation import Variation
 
 EXPERT_SPEC = PolicySpec(policy_id="scripted-expert", decoder="none", image_path="none", privileged=True)
 
@@ -30,6 +31,7 @@ class Expert:
 
     def __init__(self, state: SimulatorState, skill: Skill) -> None:
         self.state, self._skill = state, skill
+        self._variation = Variation(state.instruction)
         self.phase = ""
         self.focus = state.objects_of_interest[0], state.objects_of_interest[-1]
 
@@ -38,7 +40,7 @@ class Expert:
         decision = self._skill(self.state)
         self.phase = decision.phase
         self.focus = decision.focus or self.focus
-        return decision.action
+        return self._variation(decision, self.state.hand_position)
 
 
 def make_expert(env: SimulatedWorld) -> Expert:

@@ -30,6 +30,7 @@ from sim.expert.servo import (
 )
 from sim.expert.state import Goal, SimulatorState
 
+FREE = (0.04, 0.12)  # horizontal distances from grasp or goal between which the way becomes free
 HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
 AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
 CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close inside this zone
@@ -131,7 +132,8 @@ class PickAndPlace:
         target = np.array([hand[0] + offset[0], hand[1] + offset[1], height])
         gripper = OPEN if release else CLOSE
         action = servo(state, target, grasp.rotation, gripper, gain=GAIN, planar=CRUISE * planar + 1e-6, vertical=speed)
-        return Decision(action, phase)
+        freedom = planar * ramp(distance, FREE, (0.0, 1.0)) if placement.detour is None else 0.0
+        return Decision(action, phase, freedom=freedom)
 
     def _reach(self, state: SimulatorState, grasp: Grasp) -> Decision:
         approach, hand, gap = self.approach, state.hand_position, state.finger_gap
@@ -171,4 +173,4 @@ class PickAndPlace:
         descent = away * np.clip(height - along, -limit, limit)
         target = hand + correction + descent
         action = servo(state, target, grasp.rotation, OPEN, gain=GAIN, vertical=APPROACH_SPEED, turn=approach.max_turn)
-        return Decision(action, "reach")
+        return Decision(action, "reach", freedom=planar * ramp(lateral, FREE, (0.0, 1.0)))

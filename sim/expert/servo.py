@@ -29,11 +29,14 @@ class Decision:
     phase: name of the part of the task, for logs only; nothing is decided by it.
     focus: names of the thing that the present sub-goal is about and of where it belongs, for recording; None where the
     task has no sub-goals.
+    freedom: how far another way would do as well, from 0 at a grasp, at a release and in narrow places to 1 in free
+    space.
     """
 
     action: np.ndarray
     phase: str
     focus: tuple[str, str] | None = None
+    freedom: float = 0.0
 
 
 def servo(

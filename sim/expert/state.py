@@ -159,6 +159,11 @@ class SimulatorState:
     # --- the task
 
     @property
+    def instruction(self) -> str:
+        """What the task's definition tells the robot to do."""
+        return " ".join(self._scene.parsed_problem["language_instruction"])
+
+    @property
     def goals(self) -> tuple[Goal, ...]:
         """The task's goal predicates, all of which have to hold."""
         return tuple(tuple(goal) for goal in self._scene.parsed_problem["goal_state"])

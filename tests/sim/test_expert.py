@@ -13,7 +13,9 @@ from sim.expert.expert import to_openvla
 from sim.expert.grasps import TopGrasp
 from sim.expert.recipes import skill_for
 from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric, rotation_vector
-from sim.expert.servo import CLOSE, OPEN, servo
+from sim.expert.sequence import Sequence
+from sim.expert.servo import CLOSE, OPEN, Decision, servo
+from sim.expert.variation import Variation
 from sim.libero import LiberoEnv
 
 
@@ -88,6 +90,73 @@ def test_the_gripper_is_turned_round_for_openvla():
     assert to_openvla(raw)[:, 6].tolist() == [1.0, 0.0]
     assert to_openvla(raw)[:, 0].tolist() == [0.5, 0.5]
     assert raw[0, 6] == OPEN
+
+
+class Thing:
+    """A stage of a task of several goals, as a sequence sees it."""
+
+    def __init__(self, name: str, *, in_hand: bool = False, let_go: bool = True) -> None:
+        self.goal, self.focus, self.in_hand, self.let_go = ("in", name, "basket"), (name, "basket"), in_hand, let_go
+
+    def __call__(self, state) -> Decision:
+        return Decision(np.zeros(7), "work")
+
+    def holding(self, state) -> bool:
+        return self.in_hand
+
+    def leave(self, state) -> Decision | None:
+        return None if self.let_go else Decision(np.zeros(7), "leave")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "reached", "expected"),
+    [
+        (Thing("soup"), Thing("milk"), [], "soup: work"),
+        (Thing("soup"), Thing("milk"), ["soup"], "milk: work"),
+        (Thing("soup", let_go=False), Thing("milk"), ["soup"], "soup: leave"),
+        (Thing("soup"), Thing("milk", in_hand=True), [], "milk: work"),
+        (Thing("soup"), Thing("milk"), ["milk"], "soup: work"),
+        (Thing("soup"), Thing("milk"), ["soup", "milk"], "milk: work"),
+    ],
+)
+def test_a_sequence_serves_what_is_in_the_hand_then_the_first_goal_that_does_not_hold(first, second, reached, expected):
+    state = SimpleNamespace(holds=lambda goal: goal[1] in reached)
+    decision = Sequence([first, second])(state)
+    assert decision.phase == expected
+    assert decision.focus == (expected.split(":")[0], "basket")
+
+
+def test_a_variation_belongs_to_the_task_and_the_place():
+    fields = [Variation(words).fields(np.array([0.1, 0.2, 1.0])) for words in ("lift", "lift", "push")]
+    np.testing.assert_array_equal(fields[0], fields[1])
+    assert np.abs(fields[0] - fields[2]).min() > 1e-3
+    places = np.random.default_rng(0).uniform(-0.3, 0.3, (400, 3))
+    values = np.stack([Variation("lift").fields(place) for place in places])
+    assert np.abs(values).max() < 1.0
+    assert values.std(0).min() > 0.3
+    near = np.stack([Variation("lift").fields(place + np.array([0.005, 0.0, 0.0])) for place in places])
+    assert np.abs(near - values).max() < 0.5, "it must not jump within one step"
+
+
+def test_a_variation_slows_and_bends_only_as_far_as_it_may():
+    fast = np.array([0.7, 0.5, 0.3, 0.1, 0.0, 0.2, OPEN])
+    vary = Variation("lift")
+    for place in np.random.default_rng(1).uniform(-0.3, 0.3, (50, 3)):
+        bound = vary(Decision(fast, "carry"), place)
+        ratio = bound[:6][fast[:6] != 0] / fast[:6][fast[:6] != 0]
+        assert ratio.min() == pytest.approx(ratio.max())
+        assert 0.75 <= ratio.max() <= 1.0
+        free = vary(Decision(fast, "carry", freedom=1.0), place)
+        assert 0.0 <= free[2] / np.hypot(*free[:2]) - 0.3 / np.hypot(0.7, 0.5) <= 0.25
+        assert np.hypot(*free[:2]) <= np.hypot(0.7, 0.5) + 1e-9
+        angle = np.arctan2(free[1], free[0]) - np.arctan2(0.5, 0.7)
+        assert abs(angle) <= 0.3
+        assert free[6] == bound[6] == OPEN
+
+
+def test_a_variation_leaves_slow_motions_alone():
+    slow = np.array([0.0, 0.0, -0.1, 0.0, 0.1, 0.0, CLOSE])
+    np.testing.assert_array_equal(Variation("lift")(Decision(slow, "close"), np.zeros(3)), slow)
 
 
 @pytest.fixture(scope="module")
