@@ -94,8 +94,9 @@ class Physical(AcceptanceRule):
       action, `e' = retained e + delta`
     - stall: after `stall_actions` repeated actions on an unchanged picture nothing but delta = 0
 
-    A combination of this project; its parts are discussed where speculation for robots went wrong: one radius for all
-    dimensions (Spec-VLA), speed-blind tolerance, errors of one sign, cheap stalls.
+    Sources: a tolerance that follows the motion as in KERV (arXiv 2603.01581), a bound on summed deviations as in HeiSD
+    (arXiv 2603.17573, there over one action), care at low speed as in SP-VLA (arXiv 2506.12723). Units, direction, the
+    sum over time and the stall guard are this project's.
 
     Guarantees, when drafts are emitted, that each coordinate is within tolerance of what the target chooses after the
     coordinates emitted before it, and never against its direction; that the leaky sum of these deviations stays within
