@@ -97,16 +97,14 @@ def _spread(paths: list[Path], count: int | None) -> list[Path]:
 
 
 def table_of(rows: list[dict[str, Any]], title: str) -> Table:
-    """The worst axis stands for translation and for rotation; the result file has each, and their drift."""
-    statistics = ("p99", "max", "mean")
+    """The worst axis stands for translation and for rotation; the result file has each, with its bias and drift."""
+    statistics = ("size", "p99", "max")
     units = [f"{unit} {statistic}" for unit in ("mm", "mrad") for statistic in statistics]
-    table = Table("decoding", "passes", "same action", *units, title=title, box=box.SIMPLE, pad_edge=False)
+    table = Table("decoding", "passes", "same action", *units, title=title, box=box.SIMPLE)
     for row in rows:
-        cells = [f"{row['passes']:.2f}", f"{row['identical_share']:.1%}"]
+        cells = [f"{row['passes']:.2f}", f"{row['identical_share']:.0%}"]
         for columns in (_TRANSLATIONS, _ROTATIONS):
-            for statistic in statistics:
-                worst = max((row[column][statistic] for column in columns), key=abs)
-                cells.append(f"{worst:.3f}" if statistic == "mean" else f"{worst:.1f}")
+            cells += [f"{max(row[column][statistic] for column in columns):.1f}" for statistic in statistics]
         table.add_row(row["decoding"], *cells)
     return table
 

@@ -45,8 +45,8 @@ class ShadowRecord:
         `tokens_per_pass`: tokens that a pass gains, the target's own included. `identical_share`: actions with the
         reference's tokens. `drafted_share`: by dimension, coordinates that a draft provided. `forced_share`: actions by
         why they were decoded exactly. And for each dimension with its unit, of this decoder's action minus the
-        reference's: `max` and `p99` of the absolute value, the signed `mean`, and `drift`, the largest absolute sum
-        since the start of an episode.
+        reference's: `max`, `p99` and `size` (mean) of the absolute value, the signed `mean`, and `drift`, the largest
+        absolute sum since the start of an episode.
 
         Raises ValueError where nothing was played.
         """
@@ -76,6 +76,7 @@ class ShadowRecord:
         statistics = {
             "max": np.abs(together).max(axis=0),
             "p99": np.percentile(np.abs(together), PERCENTILE, axis=0),
+            "size": np.abs(together).mean(axis=0),
             "mean": together.mean(axis=0),
             "drift": np.max([np.abs(rows.cumsum(axis=0)).max(axis=0) for rows in episodes], axis=0),
         }

@@ -74,12 +74,13 @@ def test_counts_and_units_of_a_known_difference(small_model: OpenVLA) -> None:
     assert row["forced_share"] == {"stall": 1.0}
     assert row["dx_mm"]["max"] == pytest.approx(3 * MILLIMETRES)
     assert row["dx_mm"]["p99"] == pytest.approx(3 * MILLIMETRES)
+    assert row["dx_mm"]["size"] == pytest.approx((3 + 3 + 1) / 5 * MILLIMETRES)
     assert row["dx_mm"]["mean"] == pytest.approx((3 + 3 - 1) / 5 * MILLIMETRES)
     assert row["dx_mm"]["drift"] == pytest.approx(6 * MILLIMETRES)
     assert row["dyaw_mrad"]["mean"] == pytest.approx(-4 / 5 * MILLIRADIANS)
     assert row["dyaw_mrad"]["drift"] == pytest.approx(4 * MILLIRADIANS)
     assert not any(row["dz_mm"].values())
-    assert row["gripper_side"] == pytest.approx({"max": 1, "p99": 0.96, "mean": 0.2, "drift": 1})
+    assert row["gripper_side"] == pytest.approx({"max": 1, "p99": 0.96, "size": 0.2, "mean": 0.2, "drift": 1})
 
 
 def test_every_decoder_forgets_an_episode_that_is_over(small_model: OpenVLA) -> None:
