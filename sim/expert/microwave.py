@@ -50,6 +50,9 @@ class IntoMicrowave:
     def __call__(self, state: SimulatorState) -> Placement:
         microwave, bottom = state.position(_MICROWAVE), state.bounds(self.name)[0][2]
         offset = microwave[:2] + np.array([-0.028, -0.045]) - state.position(self.name)[:2]
+        # Past the edge of a door that stands less than square, soon after the start: the palm would shut it.
+        offset[0] += ramp(offset[1], (0.10, 0.20), (0.0, 0.04))
+        offset[0] *= ramp(offset[1], (0.10, 0.20), (1.0, 5.0))
         hand_above_bottom = state.hand_position[2] - bottom
         floor = microwave[2] + _FLOOR
         return Placement(
