@@ -88,7 +88,7 @@ class SpeculativeDecoder:
         proposals = [self._propose(context) for context in contexts]
         drafts = [self._placement.plan(0, proposal) for proposal in proposals]
         progress = [ActionProgress(vocabulary) for _ in sessions]
-        passes = TargetPasses(self.model, prompts, self._placement.nodes)
+        passes = TargetPasses(self.model, prompts, max(self._placement.nodes, DRAFTED_DIMENSIONS))
         tree = TokenTree.of(drafts, _width(drafts), device)
         logits = passes.prefill(tree)
         self._take(progress, drafts, tree, logits, state)
