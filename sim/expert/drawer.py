@@ -41,7 +41,7 @@ class Drawer:
         return all(state.finger_contacts(self._bar)) and state.finger_gap < _GRIPPED_GAP
 
     def __call__(self, state: SimulatorState) -> Decision:
-        bar = state.geom_position(self._bar_name) + self._lift
+        bar = state.position(self._bar_name) + self._lift
         outward = facing(state)
         yaw = np.arctan2(outward[1], outward[0]) - np.pi / 2
         rotation = nearest_symmetric(about_z(yaw) @ about_x(-_TOOL_TILT) @ HAND_DOWN, state.hand_rotation)
@@ -69,7 +69,7 @@ class Drawer:
 
     def retreat(self, state: SimulatorState) -> Decision | None:
         """Let go of the bar and back off; None once the hand is clear of it."""
-        way = state.hand_position - state.geom_position(self._bar_name)
+        way = state.hand_position - state.position(self._bar_name)
         distance = float(np.linalg.norm(way))
         if state.finger_gap < 0.06 and distance < 0.05:
             return Decision(servo(state, state.hand_position, state.hand_rotation, OPEN), "let go")

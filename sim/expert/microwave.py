@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.expert.grasps import Grasp
-from sim.expert.pick_and_place import Approach, PickAndPlace
+from sim.expert.pick_and_place import Approach, PutDown
 from sim.expert.placement import Placement
 from sim.expert.rotations import HAND_DOWN, about_x, about_z, nearest_symmetric
 from sim.expert.servo import CLOSE, CRUISE, GAIN, OPEN, Decision, ramp, servo, unit_clip
@@ -19,15 +19,20 @@ from sim.expert.state import Goal, SimulatorState
 
 _MICROWAVE = "microwave_1"
 _HINGE = f"{_MICROWAVE}_microjoint"
-_DOOR = f"{_MICROWAVE}_microdoorroot"
-_FLOOR = 0.024  # of the inside above the microwave's origin
-_MOUTH = -0.088  # plane of the opening from the microwave's origin along y
-_DOOR_TOP = 0.1885  # above the microwave's origin
-_INSIDE = 0.15  # above it: a hand lower than this and beyond the opening is inside
-_HANDLE = np.array([0.056, 0.0, 0.066])  # where the mug is held, in its own frame
-_TILT = np.deg2rad(60)  # of the tool from straight down, so that the fingers reach in where the palm does not fit
+_DOOR = f"{_MICROWAVE}_microdoorroot"  # its origin is at the hinge
+_DOOR_HANDLE = f"{_MICROWAVE}_g14"  # collision boxes and capsules are numbered, not named
+# From the microwave's origin: height of the floor inside, of the space above a mug there, and of the door's upper edge;
+# the opening, along y; and where the mug is put, just inside, because the palm is too wide to follow it.
+_FLOOR, _INSIDE, _DOOR_TOP = 0.024, 0.15, 0.1885
+_OPENING = -0.088
+_PLACE = np.array([-0.028, -0.045])
+
+_MUG_HANDLE = np.array([0.056, 0.0, 0.066])  # where the mug is held, in its own frame
+_TILT = np.deg2rad(60)  # of the tool from straight down, so that the fingers reach inside and the palm stays outside
 _YAW = np.deg2rad(80)  # not 90, or else it would be open which way round to turn the hand
+
 _LEVER = 0.19  # distance from the hinge at which the door is pushed
+_OVERLAP = 0.012  # of the grip site below the door's upper edge: the fingers reach the door, the palm passes above it
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class HandleGrasp:
     name: str
 
     def __call__(self, state: SimulatorState) -> Grasp:
-        position = state.position(self.name) + state.rotation(self.name) @ _HANDLE
+        position = state.position(self.name) + state.rotation(self.name) @ _MUG_HANDLE
         return Grasp(position, about_x(_TILT) @ about_z(_YAW) @ HAND_DOWN)
 
 
@@ -49,7 +54,7 @@ class IntoMicrowave:
 
     def __call__(self, state: SimulatorState) -> Placement:
         microwave, bottom = state.position(_MICROWAVE), state.bounds(self.name)[0][2]
-        offset = microwave[:2] + np.array([-0.028, -0.045]) - state.position(self.name)[:2]
+        offset = microwave[:2] + _PLACE - state.position(self.name)[:2]
         # Past the edge of a door that stands less than square, soon after the start: the palm would shut it.
         offset[0] += ramp(offset[1], (0.10, 0.20), (0.0, 0.04))
         offset[0] *= ramp(offset[1], (0.10, 0.20), (1.0, 5.0))
@@ -59,7 +64,7 @@ class IntoMicrowave:
             offset=offset,
             release_height=floor + 0.002 + hand_above_bottom,
             travel_height=floor + 0.018 + hand_above_bottom,
-            above_goal=bool(offset[1] < 0.04),
+            above_goal=False,  # the goal holds where it is let go; one that stands short of that is picked up again
             near=0.01,
             far=0.03,
             release_radius=0.02,
@@ -67,14 +72,14 @@ class IntoMicrowave:
         )
 
 
-class MugIntoMicrowave(PickAndPlace):
+class MugIntoMicrowave(PutDown):
     """Puts the mug down inside and draws the hand out again."""
 
     def leave(self, state: SimulatorState) -> Decision | None:
         if self.holding(state):
-            return self._carry(state, self._reachable_grasp(state), self.placement(state))
+            return super().leave(state)
         hand, microwave = state.hand_position, state.position(_MICROWAVE)
-        if hand[1] < microwave[1] + _MOUTH - 0.04 or hand[2] > microwave[2] + _INSIDE:
+        if hand[1] < microwave[1] + _OPENING - 0.04 or hand[2] > microwave[2] + _INSIDE:
             return None
         way = 0.05 * unit_clip((state.finger_gap - 0.02) / 0.03)
         return Decision(servo(state, hand - np.array([0.0, way, 0.0]), state.hand_rotation, OPEN), "back out")
@@ -85,7 +90,7 @@ class SwingDoorShut:
 
     def __init__(self, goal: Goal) -> None:
         self.goal = goal
-        self.focus = _DOOR, _MICROWAVE
+        self.focus = _DOOR_HANDLE, _MICROWAVE
 
     def __call__(self, state: SimulatorState) -> Decision:
         hand, microwave = state.hand_position, state.position(_MICROWAVE)
@@ -96,15 +101,16 @@ class SwingDoorShut:
         out, lever = float((hinge - hand) @ inward), float((hand - hinge) @ along)
         rotation = nearest_symmetric(about_z(_YAW) @ HAND_DOWN, state.hand_rotation)
         top = microwave[2] + _DOOR_TOP
+        low = top - _OVERLAP
         if 0.0 < out < 0.09 and hand[2] < top and abs(lever - _LEVER) < 0.05:
             target = hand + inward * 0.04 + along * (_LEVER - lever)
-            target[2] = top - 0.012
+            target[2] = low
             return Decision(servo(state, target, rotation, CLOSE, gain=GAIN, planar=0.8), "push")
-        height = ramp(out, (0.05, 0.07), (top + 0.05, top - 0.012))
-        slack = unit_clip(1.0 - (height - 0.02 - hand[2]) / 0.04)
+        height = ramp(out, (0.05, 0.07), (top + 0.05, low))
+        risen = unit_clip(1.0 - (height - 0.02 - hand[2]) / 0.04)
         target = hinge + along * _LEVER - inward * 0.08
         target[2] = height
-        action = servo(state, target, rotation, CLOSE, gain=GAIN, planar=CRUISE * slack + 1e-6, turn=0.8)
+        action = servo(state, target, rotation, CLOSE, gain=GAIN, planar=CRUISE * risen + 1e-6, turn=0.8)
         return Decision(action, "go round")
 
     def holding(self, state: SimulatorState) -> bool:

@@ -174,3 +174,12 @@ class PickAndPlace:
         target = hand + correction + descent
         action = servo(state, target, grasp.rotation, OPEN, gain=GAIN, vertical=APPROACH_SPEED, turn=approach.max_turn)
         return Decision(action, "reach", freedom=planar * ramp(lateral, FREE, (0.0, 1.0)))
+
+
+class PutDown(PickAndPlace):
+    """Picks and places, but lets go only where the placement says so, though the goal may hold on the way there."""
+
+    def leave(self, state: SimulatorState) -> Decision | None:
+        if self.holding(state):
+            return self._carry(state, self._reachable_grasp(state), self.placement(state))
+        return super().leave(state)

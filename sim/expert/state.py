@@ -82,11 +82,13 @@ class SimulatorState:
         return self._bodies.get(name, self._bodies.get(f"{name}_main"))
 
     def position(self, name: str) -> np.ndarray:
-        """Position `[3]` of an object, body or site; KeyError if the scene has none of that name."""
+        """Position `[3]` of an object, body, site or geom; KeyError if the scene has none of that name."""
         body = self._body(name)
         if body is not None:
             return np.array(self._data.xpos[body])
-        return np.array(self._data.site_xpos[_find(self._sites, "object, body or site", name)])
+        if name in self._sites:
+            return np.array(self._data.site_xpos[self._sites[name]])
+        return np.array(self._data.geom_xpos[_find(self._geoms, "object, body, site or geom", name)])
 
     def rotation(self, name: str) -> np.ndarray:
         """Axes `[3, 3]` (columns) of an object or body; KeyError if the scene has none of that name."""
@@ -98,10 +100,6 @@ class SimulatorState:
     def joint(self, name: str) -> float:
         """Value of a hinge (radians) or slide (metres) joint."""
         return float(self._data.qpos[_find(self._joints, "joint", name)])
-
-    def geom_position(self, name: str) -> np.ndarray:
-        """Position `[3]` of one geom."""
-        return np.array(self._data.geom_xpos[_find(self._geoms, "geom", name)])
 
     def corners(self, name: str) -> np.ndarray:
         """Corners `[G, 8, 3]` of an object's G collision boxes."""
