@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -100,7 +99,7 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     """The worst axis stands for translation and for rotation; the result file has each, with its bias and drift."""
     statistics = ("size", "p99", "max")
     units = [f"{unit} {statistic}" for unit in ("mm", "mrad") for statistic in statistics]
-    table = Table("decoding", "passes", "same action", *units, title=title, box=box.SIMPLE)
+    table = Table("decoding", "passes", "same action", *units, title=title, box=None, padding=(0, 1))
     for row in rows:
         cells = [f"{row['passes']:.2f}", f"{row['identical_share']:.0%}"]
         for columns in (_TRANSLATIONS, _ROTATIONS):

@@ -82,4 +82,6 @@ def is_physically_harmless(
         return False
     if (token - rest) * (choice - rest) < 0:
         return False
-    return settings.emit == "target" or abs(settings.retained * error + delta) * size <= budget + TINY
+    if settings.emit == "target" or budget is None:
+        return True
+    return abs(settings.retained * error + delta) * size <= budget + TINY

@@ -22,7 +22,7 @@ STATISTICS = ActionStatistics(-np.ones(7), np.ones(7), np.array([True] * 6 + [Fa
 UNITS = ActionUnits.from_statistics(STATISTICS)  # 0.392 mm and 3.92 mrad per bin
 POSE = 6
 GENEROUS: dict[str, Any] = {"translation_mm": 4.0, "rotation_mrad": 40.0, "relative": 1.0, "floor_bins": 10}
-NO_BUDGET: dict[str, Any] = {"budget_mm": float("inf"), "budget_mrad": float("inf")}
+NO_BUDGET: dict[str, Any] = {"budget_mm": None, "budget_mrad": None}
 
 
 @dataclass

@@ -27,7 +27,7 @@ class PhysicalSettings:
     gripper_bins: largest distance of the gripper's bin; its side is kept in any case.
     relative: the deviation of a component is also at most this share of what the target commands for it ...
     floor_bins: ... or so many bins, whichever is more.
-    budget_mm, budget_mrad: largest leaky sum of signed deviations of a component; 0 is exact, infinity no budget.
+    budget_mm, budget_mrad: largest leaky sum of signed deviations of a component; 0 is exact, None sets no limit.
     retained: share of that sum that is left at the next action; 1 never forgets.
     stall_actions: after so many repetitions of an action on an unchanged picture, decoding is exact until one of the
         two changes.
@@ -40,8 +40,8 @@ class PhysicalSettings:
     gripper_bins: int = 60
     relative: float = 0.25
     floor_bins: int = 1
-    budget_mm: float = 5.0
-    budget_mrad: float = 10.0
+    budget_mm: float | None = 5.0
+    budget_mrad: float | None = 10.0
     retained: float = 0.9
     stall_actions: int = 4
     emit: Literal["draft", "target"] = "draft"
@@ -51,8 +51,9 @@ class PhysicalSettings:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 (exact) and finite")
         for name in ("budget_mm", "budget_mrad"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 (exact), or .inf for none")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be at least 0 (exact) and finite, or null for no limit")
         for name in ("gripper_bins", "floor_bins"):
             if not 0 <= getattr(self, name) < ACTION_BINS:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {ACTION_BINS - 1} bins")
@@ -117,7 +118,8 @@ class Physical(AcceptanceRule):
         self._intervals = intervals.keeping_gripper_side(units).keeping_sign(units).to(device)
         budget = np.full(ACTION_DIMENSIONS, np.inf)
         if settings.emit == "draft":
-            budget[:GRIPPER] = units.in_bins(settings.budget_mm, settings.budget_mrad)
+            limits = (np.inf if limit is None else limit for limit in (settings.budget_mm, settings.budget_mrad))
+            budget[:GRIPPER] = units.in_bins(*limits)
         self._budget = torch.tensor(budget, dtype=torch.float32, device=device)  # [7], bins
         self._radii = torch.from_numpy(radii).to(device)
         self._settings = settings
