@@ -15,7 +15,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.config import DecodingConfig
@@ -99,7 +99,8 @@ def table_of(rows: list[dict[str, Any]], title: str) -> Table:
     """The worst axis stands for translation and for rotation; the result file has each, with its bias and drift."""
     statistics = ("size", "p99", "max")
     units = [f"{unit} {statistic}" for unit in ("mm", "mrad") for statistic in statistics]
-    table = Table("decoding", "passes", "same action", *units, title=title, box=None, padding=(0, 1))
+    name = Column("decoding", no_wrap=True, min_width=12)
+    table = Table(name, "passes", "same action", *units, title=title, box=None, padding=(0, 1))
     for row in rows:
         cells = [f"{row['passes']:.2f}", f"{row['identical_share']:.0%}"]
         for columns in (_TRANSLATIONS, _ROTATIONS):
