@@ -56,7 +56,7 @@ class DecodingConfig:
 
     name: str
     decoder: Literal["autoregressive", "speculative"] = "speculative"
-    drafters: tuple[str, ...] = ("previous", "motion", "retrieval", "dataset")
+    drafters: tuple[str, ...] = ("previous", "retrieval", "dataset")
     nodes: int = 32
     confidence: float = 0.005
     tail: Tail = "tree"

@@ -93,20 +93,18 @@ def fit_motion(episodes: Sequence[np.ndarray]) -> MotionCoefficients:
     """The coefficients that come closest on logged episodes, bins int64 `[T, 7]` each.
 
     Per dimension, of a grid of values those with the largest share of drafts within one bin: what pays is a draft that
-    is accepted, and by how much the others miss does not matter. Only steps count at which the previous action was
-    farther off, because that one is drafted anyway. Among equals the smallest coefficients win.
+    is accepted, and by how much the others miss does not matter. Among equals the smallest coefficients win.
     Raises ValueError where no episode has four actions.
     """
     windows = [np.lib.stride_tricks.sliding_window_view(actions, 4, axis=0) for actions in episodes if len(actions) > 3]
     if not windows:
         raise ValueError(f"none of {len(episodes)} episodes has 4 actions or more, which a fit needs")
     oldest, older, newest, wanted = np.moveaxis(np.concatenate(windows).astype(float), 2, 0)  # [N, 7] each
-    changing = np.abs(newest - wanted) > _NEAR
     candidates = sorted(itertools.product(_LAST, _BEFORE), key=lambda pair: (abs(pair[0]) + abs(pair[1]), pair))
     best_share, best = np.full(ACTION_DIMENSIONS, -1.0), np.zeros((2, ACTION_DIMENSIONS))
     for last, before in candidates:
         drafted = np.rint(newest + last * (newest - older) + before * (older - oldest))
-        share = ((np.abs(drafted - wanted) <= _NEAR) & changing).mean(axis=0)
+        share = (np.abs(drafted - wanted) <= _NEAR).mean(axis=0)
         better = share > best_share + 1e-9
         best_share = np.where(better, share, best_share)
         best[:, better] = np.array([[last], [before]])
