@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST = 0.12, 0.40  # wavelengths, metres
 _SLOWEST = 0.75  # share of the full speed
 _SIDEWAYS = 0.30  # radians, of the horizontal direction at most: 1 to 2 cm off a straight way
 _UPWARDS = 0.25  # share of the horizontal speed at most: about 1 cm above the way; never below it
-_SLOW, _FAST = 0.2, 0.6  # action norms below which nothing is slowed further and above which all is
+_SLOW, _FAST = 0.2, 0.6  # norms of the motion, in action units: up to the first nothing is slowed, from the second all
 
 
 class Variation:
@@ -44,8 +44,9 @@ class Variation:
     def __call__(self, decision: Decision, position: np.ndarray) -> np.ndarray:
         """The action `[7]` of `decision`, varied, with the hand at `position` `[3]`.
 
-        All six pose values are slowed alike, which leaves the path as it is; only where the decision is free to go
-        another way does its direction change. Neither touches slow motions, which are those that have to be exact.
+        Slowing leaves the straight way as it is; only where the decision is free to go another way does its direction
+        change. Neither touches slow motions, which are those that have to be exact, nor the turning of the hand, which
+        has to keep up with disturbances.
         """
         action = decision.action.copy()
         speed, sideways, upwards = self.fields(position)
@@ -54,6 +55,6 @@ class Variation:
         action[:2] = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
         rise = decision.freedom * _UPWARDS * 0.5 * (1.0 + upwards) * np.hypot(x, y)
         action[2] = np.clip(action[2] + rise, -1.0, 1.0)
-        share = ramp(float(np.linalg.norm(action[:6])), (_SLOW, _FAST), (0.0, 1.0))
-        action[:6] *= 1.0 - share * (1.0 - _SLOWEST) * 0.5 * (1.0 - speed)
+        share = ramp(float(np.linalg.norm(action[:3])), (_SLOW, _FAST), (0.0, 1.0))
+        action[:3] *= 1.0 - share * (1.0 - _SLOWEST) * 0.5 * (1.0 - speed)
         return action
