@@ -5,6 +5,8 @@ Knows how to turn an episode's outcome into a record. Does not know how success 
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +33,7 @@ class EvaluationConfig:
     suites, tasks, init_states: every task of these numbers in every suite, from every one of these initial states.
     workers: processes, each with a simulator of its own.
     videos: folder for films of the first videos_per_task episodes of each task; None for no films.
+    time_limit: seconds after which no further episode is started; a later run goes on.
     """
 
     output: Path
@@ -41,6 +44,7 @@ class EvaluationConfig:
     protocol: Protocol = OFFICIAL
     videos: Path | None = None
     videos_per_task: int = 1
+    time_limit: float = math.inf
 
     def __post_init__(self) -> None:
         if not (self.suites and self.tasks and self.init_states):
@@ -50,6 +54,8 @@ class EvaluationConfig:
         for name in ("workers", "videos_per_task"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.time_limit > 0:
+            raise ValueError(f"time_limit must be a positive number of seconds, got {self.time_limit}")
 
     def items(self) -> list[EpisodeItem]:
         """Every episode, task by task."""
@@ -69,10 +75,13 @@ class EvaluationConfig:
 def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool = True) -> list[EpisodeRecord]:
     """Runs what is missing and returns the newest record of every episode of `config`, earlier runs' included.
 
+    Where the time limit was reached, episodes that were never run are left out.
+
     Privileged policies are run without rendering, unless films are wanted. An interrupt leaves a valid file.
     Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
     ValueError for initial states that a task does not have and for an output file of something else.
     """
+    started = time.monotonic()
     if config.videos:
         require_encoder()
     items = config.items()
@@ -86,12 +95,12 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     render = not spec.privileged or config.videos is not None
     pool = WorkerPool(source, config.workers, render, config.protocol)
     with _Display(len(items), len(missing), progress) as display, pool:
-        for item, outcome in pool.run(missing):
+        for item, outcome in pool.run(missing, started + config.time_limit):
             record = recorder.record(item, outcome)
             log.append(record)
             display.count(record)
     newest = newest_by_key(log.records)
-    return [newest[recorder.key(item)] for item in items]
+    return [newest[key] for item in items if (key := recorder.key(item)) in newest]
 
 
 def _check_exists(suite: str, task: int, init_states: tuple[int, ...]) -> None:

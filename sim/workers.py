@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import signal
 import time
@@ -124,8 +125,11 @@ class WorkerPool:
         for worker in self._running:
             worker.stop()
 
-    def run(self, items: Sequence[EpisodeItem]) -> Iterator[tuple[EpisodeItem, Outcome]]:
-        """Yields every episode with its outcome as it ends. Raises WorkerSetupError if a worker cannot get to work."""
+    def run(self, items: Sequence[EpisodeItem], deadline: float = math.inf) -> Iterator[tuple[EpisodeItem, Outcome]]:
+        """Yields every episode with its outcome as it ends; none is started after `deadline` (of time.monotonic).
+
+        Raises WorkerSetupError if a worker cannot get to work.
+        """
         queue = EpisodeQueue(items)
         attempts: Counter[EpisodeItem] = Counter()
         self._running = [_Worker(*self._arguments) for _ in range(min(self._workers, len(items)))]
@@ -143,7 +147,7 @@ class WorkerPool:
                     yield item, outcome
                 if not worker.alive:
                     worker.start()
-                worker.give(queue.take(item))
+                worker.give(queue.take(item) if time.monotonic() < deadline else None)
 
 
 class _Worker:

@@ -86,8 +86,8 @@ def test_errors_are_no_failures_and_are_repeated_by_the_next_run(tmp_path):
 
 def test_an_interrupt_leaves_a_file_to_go_on_from(tmp_path, monkeypatch):
     class Interrupted(WorkerPool):
-        def run(self, items):
-            yield next(super().run(items))
+        def run(self, items, deadline):
+            yield next(super().run(items, deadline))
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -156,3 +156,12 @@ def test_tasks_and_states_that_do_not_exist_are_refused_before_anything_is_recor
 def test_impossible_evaluations_are_refused(tmp_path, bad):
     with pytest.raises(ValueError, match=r"at least|from 0"):
         config(tmp_path, **bad)
+
+
+def test_a_time_limit_leaves_the_rest_to_a_later_run(tmp_path):
+    # One worker has its first episode before any time is up.
+    assert len(evaluate(config(tmp_path, time_limit=1e-9), ForwardSource(tmp_path), progress=False)) == 1
+    assert len(evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)) == 4
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+    with pytest.raises(ValueError, match="time_limit must be a positive number of seconds, got 0"):
+        config(tmp_path, time_limit=0)
