@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# The policy in the box from nothing: record, render, train, evaluate. Everything ends in $RUN, the checkpoint in $RUN/policy.
-# Physics runs on CPU cores, rendering and training on a GPU; they share no step, so each may run where it is fast.
+# The policy in the box from nothing: record and train side by side, then evaluate. Everything ends in $RUN, the
+# checkpoint in $RUN/policy. May be stopped and repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 RUN=${RUN:-runs/box}
 WORKERS=${WORKERS:-$(nproc)}
-MINUTES=${MINUTES:-12}  # of training
+MINUTES=${MINUTES:-25} # of training
+SUITES=${SUITES:-libero_object libero_spatial}
 PYTHON=${PYTHON:-python3}
-mkdir -p "$RUN"
 
-# libero_spatial is the harder suite and gets more episodes; with half as many the held-out loss stopped falling early
-"$PYTHON" scripts/collect_demos.py --suites libero_object --episodes 80 --frames false --workers "$WORKERS" --output "$RUN/raw"
-"$PYTHON" scripts/collect_demos.py --suites libero_spatial --episodes 200 --frames false --workers "$WORKERS" --output "$RUN/raw"
-"$PYTHON" scripts/render_demos.py "$RUN/raw" "$RUN/expert" --workers "$WORKERS"
-"$PYTHON" scripts/train_policy.py --config configs/policy/box.yaml --minutes "$MINUTES" --output "$RUN" --demonstrations "[$RUN/expert]"
-"$PYTHON" scripts/eval_episodes.py --checkpoint "$RUN/policy" --suites libero_object libero_spatial --workers "$WORKERS" \
+# shellcheck disable=SC2086  # suites are words
+"$PYTHON" scripts/train_with_aggregation.py --training configs/policy/box.yaml --run "$RUN" --minutes "$MINUTES" \
+  --suites $SUITES --workers "$WORKERS" --servers 2
+# shellcheck disable=SC2086
+"$PYTHON" scripts/eval_episodes.py --checkpoint "$RUN/policy" --suites $SUITES --workers "$WORKERS" \
   --output "$RUN/episodes.jsonl" --summary "$RUN/box-policy.json"

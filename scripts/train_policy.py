@@ -7,6 +7,7 @@ scripts/train_policy.py --config configs/policy/box.yaml --demonstrations demos/
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -45,7 +46,11 @@ def main() -> None:
     values = parser.parse_args()
     config = parser.instantiate(values)
     config.pop("config", None)
-    directory = BehaviorCloning(TrainingConfig(**config)).run()
+    training = BehaviorCloning(TrainingConfig(**config))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
+    directory = training.run()
+    if training.progress < 1:
+        print(f"stopped at {training.progress:.1%}; the same command goes on from there")
     print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}")
 
 

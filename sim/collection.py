@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from zlib import crc32
 
 from policy.training.demonstrations import demonstration_name, list_demonstrations
 from sim.recording_worker import Outcome, Recording, RecordingWorker
@@ -29,6 +30,8 @@ class CollectionConfig:
     episodes: attempts per task, with the seeds from first_seed on; the expert's failures are counted but not stored.
     noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
     driver_endpoint: policy server that drives in turn with the expert (dataset aggregation), "" for the expert alone.
+    expert_share: of the episodes, that the expert drives alone even so.
+    emphasis: tasks that are missed often get up to 1 + emphasis times as many episodes, while time lasts.
     frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
     workers: processes, each with a simulator of its own.
     time_limit: seconds after which no new episode starts, 0 for none.
@@ -42,6 +45,8 @@ class CollectionConfig:
     noise: float = 0.25
     noisy_fraction: float = 0.75
     driver_endpoint: str = ""
+    expert_share: float = 0.0
+    emphasis: float = 0.0
     frames: bool = True
     workers: int = 2
     time_limit: float = 0.0
@@ -55,8 +60,17 @@ class CollectionConfig:
             raise ValueError(f"episodes and workers must be at least 1, got {self.episodes} and {self.workers}")
         if not 0.0 <= self.noise <= 1.0 or not 0.0 <= self.noisy_fraction <= 1.0:
             raise ValueError(f"noise and noisy_fraction must be 0..1, got {self.noise} and {self.noisy_fraction}")
+        if not 0.0 <= self.expert_share <= 1.0 or self.emphasis < 0.0:
+            raise ValueError(
+                f"expert_share must be 0..1 and emphasis not negative, got {self.expert_share} and {self.emphasis}"
+            )
         if self.time_limit < 0.0:
             raise ValueError(f"time_limit must be seconds, or 0 for none, got {self.time_limit}")
+
+    def expert_alone(self, item: Item) -> bool:
+        """Whether the expert drives alone: depends on nothing but the episode, so a resumed collection is the same."""
+        name = demonstration_name(*item.key, item.seed)
+        return crc32(name.encode()) % 1000 < 1000 * self.expert_share
 
     def items(self) -> list[Item]:
         """Every episode that is wanted."""
@@ -100,32 +114,49 @@ class Summary:
         )
 
 
-def collect(config: CollectionConfig, on_progress: Callable[[Summary], None] | None = None) -> Summary:
+def collect(
+    config: CollectionConfig,
+    on_progress: Callable[[Summary], None] | None = None,
+    driver_endpoint: Callable[[], str] | None = None,
+    finished: Callable[[], bool] = lambda: False,
+) -> Summary:
     """Record what is wanted and not there yet. May be interrupted and repeated: every stored file is complete.
 
     on_progress: called after every episode.
+    driver_endpoint: asked before every episode, for servers that come and go; `config.driver_endpoint` if not given.
+    finished: asked after every episode, and every second; when true the episodes under way are dropped.
     Raises CollectionError where simulator or policy server cannot be reached.
     """
     wanted, done = config.items(), _already_done(config.output)
-    schedule = BalancedSchedule(item for item in wanted if demonstration_name(*item.key, item.seed) not in done)
+    waiting = (item for item in wanted if demonstration_name(*item.key, item.seed) not in done)
+    schedule = BalancedSchedule(waiting, config.emphasis)
+    endpoint = driver_endpoint or (lambda: config.driver_endpoint)
+
+    def begin(worker: RecordingWorker, current: TaskKey | None) -> bool:
+        item = schedule.next(current)
+        alone = item is None or config.expert_alone(item)
+        return worker.assign(item, "" if alone else endpoint())
+
     summary = Summary(skipped=len(wanted) - len(schedule), remaining=len(schedule))
     config.output.mkdir(parents=True, exist_ok=True)
-    recording = Recording(config.output, config.noise, config.noisy_fraction, config.driver_endpoint, config.frames)
+    recording = Recording(config.output, config.noise, config.noisy_fraction, config.frames)
     workers = [RecordingWorker(recording) for _ in range(min(config.workers, len(schedule)))]
     started = time.monotonic()
     try:
-        busy = [worker for worker in workers if worker.assign(schedule.next(None))]
-        while busy:
-            ready = set(wait([worker.connection for worker in busy]))
+        busy = [worker for worker in workers if begin(worker, None)]
+        while busy and not finished():
+            ready = set(wait([worker.connection for worker in busy], timeout=1.0))
             for worker in [worker for worker in busy if worker.connection in ready]:
                 outcome = worker.outcome()
+                key = TaskKey(outcome.suite, outcome.task)
                 summary.add(outcome, time.monotonic() - started)
+                schedule.report(key, solved=outcome.result != "unsolved")
                 if outcome.result != "stored":
                     _append_line(config.output / FAILURES_FILE, outcome)
                 if on_progress is not None:
                     on_progress(summary)
                 late = config.time_limit > 0 and summary.seconds >= config.time_limit
-                if late or not worker.assign(schedule.next(TaskKey(outcome.suite, outcome.task))):
+                if late or not begin(worker, key):
                     busy.remove(worker)
     finally:
         for worker in workers:

@@ -22,9 +22,10 @@ from sim.schedule import Item
 from sim.threads import single_threaded_children
 
 if TYPE_CHECKING:
+    from bridge.client import PolicyClient
     from sim.libero import LiberoEnv
 
-_DRIVER_TIMEOUT_S = 30.0  # a policy server's answer; many workers share one
+_DRIVER_TIMEOUT_S = 10.0  # a policy server's answer; many workers share one
 _DEATHS = 3  # in a row: not an unlucky episode any more but a broken installation
 
 
@@ -34,17 +35,23 @@ class CollectionError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """How a worker records: where files go, the noise's sigma, the share of episodes that get it, and who drives.
+    """How a worker records: where files go, the noise's sigma and the share of episodes that get it.
 
-    driver_endpoint: policy server that drives in turn with the expert, "" for the expert alone.
     frames: False leaves the rendering for later, which is ten times as fast.
     """
 
     output: Path
     noise: float
     noisy_fraction: float
-    driver_endpoint: str = ""
     frames: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One episode to record. driver_endpoint: policy server that takes turns with the expert, "" for it alone."""
+
+    item: Item
+    driver_endpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +87,11 @@ class RecordingWorker:
             self._process.start()
         other_end.close()  # so that the process's death is seen as the end of the stream
 
-    def assign(self, item: Item | None) -> bool:
+    def assign(self, item: Item | None, driver_endpoint: str = "") -> bool:
         """Start recording an item; False if there is none. The outcome arrives at `connection`."""
         self.item = item
         if item is not None:
-            self.connection.send(item)
+            self.connection.send(Assignment(item, driver_endpoint))
         return item is not None
 
     def outcome(self) -> Outcome:
@@ -118,28 +125,36 @@ class RecordingWorker:
 
 def _serve(connection: Connection, recording: Recording) -> None:
     """The process's end: record items until the pipe closes."""
+    from bridge.errors import BridgeError
+
     env: LiberoEnv | None = None
-    driver: AlternatingDriver | None = None
+    seat = DriverSeat()
     while True:
         try:
-            item: Item = connection.recv()
+            assignment: Assignment = connection.recv()
         except (EOFError, KeyboardInterrupt):
             break
-        if env is None or (env.task.suite, env.task.number) != item.key:
-            if env is not None:
-                env.close()
-            try:
+        item = assignment.item
+        try:
+            driver = seat.driver(assignment.driver_endpoint)
+            if env is None or (env.task.suite, env.task.number) != item.key:
+                if env is not None:
+                    env.close()
                 from sim.libero import LiberoEnv
 
-                driver = driver or connect_driver(recording.driver_endpoint)
                 env = LiberoEnv(*item.key, render=recording.frames)
-            except Exception as error:
-                connection.send(f"{type(error).__name__}: {error}")
-                return
+        except Exception as error:
+            connection.send(f"{type(error).__name__}: {error}")
+            return
         try:
             outcome = record_item(env, item, recording, driver)
         except KeyboardInterrupt:
             break
+        except (
+            BridgeError
+        ) as error:  # the world is as good as before; the server may be back, or another take its place
+            outcome = Outcome(*item.key, item.seed, "error", detail=str(error))
+            seat.leave()
         except Exception:
             outcome = Outcome(*item.key, item.seed, "error", detail=traceback.format_exc())
             env.close()
@@ -149,13 +164,30 @@ def _serve(connection: Connection, recording: Recording) -> None:
         env.close()
 
 
-def connect_driver(endpoint: str) -> AlternatingDriver | None:
-    """The driver of a policy server, or None where the expert drives alone. Raises `bridge.errors.BridgeError`."""
-    if not endpoint:
-        return None
-    from bridge.client import PolicyClient
+class DriverSeat:
+    """Keeps the connection to the policy server that drives, and changes it when another endpoint is named."""
 
-    return AlternatingDriver(PolicyClient(endpoint, timeout_s=_DRIVER_TIMEOUT_S))
+    def __init__(self) -> None:
+        self._endpoint = ""
+        self._client: PolicyClient | None = None
+
+    def driver(self, endpoint: str) -> AlternatingDriver | None:
+        """The driver at this endpoint, None for "". Raises `bridge.errors.BridgeError` if it cannot be reached."""
+        if endpoint != self._endpoint:
+            self.leave()
+        if not endpoint:
+            return None
+        if self._client is None:
+            from bridge.client import PolicyClient
+
+            self._client, self._endpoint = PolicyClient(endpoint, timeout_s=_DRIVER_TIMEOUT_S), endpoint
+        return AlternatingDriver(self._client)
+
+    def leave(self) -> None:
+        """Closes the connection."""
+        if self._client is not None:
+            self._client.close()
+        self._client, self._endpoint = None, ""
 
 
 def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: AlternatingDriver | None = None) -> Outcome:

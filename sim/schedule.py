@@ -25,16 +25,26 @@ class Item(NamedTuple):
     seed: int
 
 
-class BalancedSchedule:
-    """Hands out episodes so that tasks progress evenly, within `_LEAD` episodes, and workers seldom change task."""
+# How much of its failure rate a task keeps when the outcome of one more episode is counted.
+_MEMORY = 0.9
 
-    def __init__(self, items: Iterable[Item]) -> None:
+
+class BalancedSchedule:
+    """Hands out episodes so that tasks progress evenly, within `_LEAD` episodes, and workers seldom change task.
+
+    emphasis: a task that fails always progresses so many times faster than one that never does (1 + emphasis to 1):
+        a curriculum by failure, as `report` is told of them. 0 counts all tasks alike.
+    """
+
+    def __init__(self, items: Iterable[Item], emphasis: float = 0.0) -> None:
+        self._emphasis = emphasis
+        self._failing: dict[TaskKey, float] = {}
         self._waiting: dict[TaskKey, list[int]] = {}
         for key, seed in items:
             self._waiting.setdefault(key, []).append(seed)
         # The tasks with the most left to do are behind: resuming an unbalanced collection balances it.
         most = max(map(len, self._waiting.values()), default=0)
-        self._progress = {key: most - len(seeds) for key, seeds in self._waiting.items()}
+        self._progress = {key: float(most - len(seeds)) for key, seeds in self._waiting.items()}
         self._workers = dict.fromkeys(self._waiting, 0)
 
     def __len__(self) -> int:
@@ -53,5 +63,9 @@ class BalancedSchedule:
         if current in unfinished and self._progress[current] < self._progress[choice] + _LEAD:
             choice = current
         self._workers[choice] += 1
-        self._progress[choice] += 1
+        self._progress[choice] += 1 / (1 + self._emphasis * self._failing.get(choice, 0.0))
         return Item(choice, self._waiting[choice].pop(0))
+
+    def report(self, key: TaskKey, solved: bool) -> None:
+        """Counts the outcome of an episode of this task."""
+        self._failing[key] = _MEMORY * self._failing.get(key, 0.0) + (1 - _MEMORY) * (not solved)

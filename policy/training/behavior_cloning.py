@@ -16,85 +16,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from policy.openvla.action_tokens import ActionStatistics, load_statistics, select_statistics
 from policy.openvla.checkpoint import load_checkpoint, save_checkpoint
 from policy.openvla.model import OpenVLA
-from policy.openvla.prompt import Prompter
 from policy.training.augmentation import inference_pixels, training_pixels
 from policy.training.config import TrainingConfig
-from policy.training.frames import PRIVILEGED_SIZE, Batch, FrameStore
+from policy.training.frames import Batch, FrameStore
 from policy.training.objective import Losses, bin_of, jitter_bins, losses
-
-ACTION_DIMENSIONS = 7
-
-
-class TrainedPolicy(nn.Module):
-    """The network plus an auxiliary head that reads the scene off the last prompt position (training only)."""
-
-    def __init__(self, network: OpenVLA) -> None:
-        super().__init__()
-        self.network = network
-        self.auxiliary = nn.Linear(network.config.language.width, PRIVILEGED_SIZE)
-
-    def forward(
-        self, pixels: torch.Tensor, token_ids: torch.Tensor, prompt_lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """pixels `[B, 6, 224, 224]`, token_ids `[B, T]` (prompt, six action tokens, padding), prompt_lengths `[B]`.
-
-        Returns logits `[B, 7, V]` and the scene reading `[B, 10]`. Padding comes last, out of causal attention's sight.
-        """
-        features = self.network.image_features(pixels)
-        embeddings = self.network.embed(token_ids, features)
-        count, length = embeddings.shape[:2]
-        positions = torch.arange(length, device=embeddings.device).expand(count, length)
-        hidden = self.network.language_model(embeddings, positions)
-        # the hidden state at the last prompt position predicts the first action token
-        last = prompt_lengths + features.shape[1] - 1
-        where = last[:, None] + torch.arange(ACTION_DIMENSIONS, device=last.device)
-        picked = hidden.gather(1, where[..., None].expand(-1, -1, hidden.shape[-1]))  # [B, 7, D]
-        return self.network.logits(picked), self.auxiliary(picked[:, 0])
-
-
-class PromptTable:
-    """Token ids of every instruction, padded to one length so that the compiled step keeps its shapes."""
-
-    def __init__(self, prompter: Prompter, instructions: list[str], device: torch.device) -> None:
-        ids = [prompter.token_ids(text) for text in instructions]
-        self.index = {text: i for i, text in enumerate(instructions)}
-        self.width = max(map(len, ids)) + ACTION_DIMENSIONS - 1
-        self.lengths = torch.tensor([len(row) for row in ids], device=device)
-        self.ids = torch.tensor([row + [0] * (self.width - len(row)) for row in ids], device=device)
-
-    def rows(self, task: torch.Tensor, action_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt ids with the six teacher-forced action ids behind them, `[B, T]`, and prompt lengths `[B]`."""
-        ids, lengths = self.ids[task].clone(), self.lengths[task]
-        where = lengths[:, None] + torch.arange(action_ids.shape[1], device=lengths.device)
-        return ids.scatter(1, where, action_ids), lengths
-
-
-class Standardizer:
-    """Zero mean, unit spread for the auxiliary targets; frozen at the start of a run."""
-
-    def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        self.mean, self.std = mean, std
-
-    @classmethod
-    def fit(cls, values: torch.Tensor) -> Standardizer:
-        return cls(values.mean(0), values.std(0).clamp_min(1e-6))
-
-    def __call__(self, values: torch.Tensor) -> torch.Tensor:
-        return (values - self.mean) / self.std
+from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
 
 
 class BehaviorCloning:
-    """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights."""
+    """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights.
+
+    Setting `stopping` ends it before, after the step under way; a later run with the same output goes on from there.
+    """
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
+        self.stopping = False
         config.output.mkdir(parents=True, exist_ok=True)
         self.device = torch.device(
             config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -222,7 +165,8 @@ class BehaviorCloning:
         """Trains, logs to `metrics.jsonl`, saves the state now and then and the final policy to `output/policy`."""
         config = self.config
         last_log = last_save = last_refresh = time.monotonic()
-        while self.progress < 1:
+        result: Losses | None = None
+        while self.progress < 1 and not self.stopping:
             started = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
@@ -248,7 +192,8 @@ class BehaviorCloning:
             if self.device.type == "cuda" and self.step % 8 == 0:
                 torch.cuda.synchronize()  # keeps `elapsed` honest: the queue never runs far ahead
             self.elapsed += time.monotonic() - started
-        self._log(result)
+        if result is not None:
+            self._log(result)
         self._save_state()
         directory = self.save_policy(config.output / "policy")
         self.store.close()

@@ -25,14 +25,16 @@ class InstantWorker:
 
     results: dict[Item, str] = {}  # noqa: RUF012  (set by the tests)
     recorded: list[Item] = []  # noqa: RUF012
+    endpoints: dict[Item, str] = {}  # noqa: RUF012
 
     def __init__(self, recording: Recording) -> None:
         self._output = recording.output
         self.connection, self._other_end = Pipe()
 
-    def assign(self, item: Item | None) -> bool:
+    def assign(self, item: Item | None, driver_endpoint: str = "") -> bool:
         if item is None:
             return False
+        self.endpoints[item] = driver_endpoint
         self._item = item
         self._other_end.send(item)
         return True
@@ -54,6 +56,7 @@ def instant(monkeypatch):
     monkeypatch.setattr(sim.collection, "RecordingWorker", InstantWorker)
     monkeypatch.setattr(InstantWorker, "results", {})
     monkeypatch.setattr(InstantWorker, "recorded", [])
+    monkeypatch.setattr(InstantWorker, "endpoints", {})
     return InstantWorker
 
 
@@ -113,6 +116,32 @@ def test_failures_are_counted_and_only_errors_are_tried_again(instant, config):
     assert instant.recorded == [error]
 
 
+def test_a_task_that_fails_gets_more_episodes():
+    schedule = BalancedSchedule((Item(key, seed) for key in KEYS for seed in range(1000, 1200)), emphasis=3.0)
+    current, done = None, dict.fromkeys(KEYS, 0)
+    for _ in range(240):
+        current = schedule.next(current).key
+        done[current] += 1
+        schedule.report(current, solved=current != KEYS[1])
+    assert done[KEYS[1]] > 2 * done[KEYS[0]] > 60
+    assert abs(done[KEYS[0]] - done[KEYS[2]]) <= 7
+
+
+def test_servers_that_drive_may_change_and_the_expert_keeps_its_share(instant, config):
+    many, endpoints = replace(config, episodes=50, expert_share=0.3), iter(f"tcp://here:{port}" for port in range(999))
+    collect(many, driver_endpoint=lambda: next(endpoints))
+    named = list(instant.endpoints.values())
+    alone = [item for item in many.items() if many.expert_alone(item)]
+    assert 15 < len(alone) < 45
+    assert all((instant.endpoints[item] == "") == (item in alone) for item in many.items())
+    assert len(set(named)) == 1 + 100 - len(alone), "asked anew for every episode"
+
+
+def test_a_collection_can_be_told_that_it_is_finished(instant, config):
+    summary = collect(config, finished=lambda: len(instant.recorded) >= 3)
+    assert 3 <= sum(summary.attempts.values()) <= 4, "episodes that end at the same time are still counted"
+
+
 def test_after_the_time_limit_no_episode_starts(instant, config):
     summary = collect(replace(config, time_limit=1e-9, workers=3))
     assert sum(summary.attempts.values()) == 3
@@ -136,6 +165,8 @@ def test_progress_is_told_after_every_episode(instant, config):
         {"noise": -0.1},
         {"noisy_fraction": 1.1},
         {"time_limit": -1.0},
+        {"expert_share": 1.5},
+        {"emphasis": -1.0},
     ],
 )
 def test_impossible_wishes_are_refused(config, change):
@@ -171,9 +202,9 @@ def test_a_simulator_that_cannot_be_built_ends_the_collection(tmp_path):
 
 
 def test_a_policy_server_that_cannot_be_reached_ends_the_collection(tmp_path):
-    worker = RecordingWorker(Recording(tmp_path, noise=0.0, noisy_fraction=0.0, driver_endpoint="5555"))
+    worker = RecordingWorker(Recording(tmp_path, noise=0.0, noisy_fraction=0.0))
     try:
-        worker.assign(Item(KEYS[0], 1000))
+        worker.assign(Item(KEYS[0], 1000), "5555")
         with pytest.raises(CollectionError, match="cannot be recorded: ValueError: '5555' is not an endpoint"):
             worker.outcome()
     finally:

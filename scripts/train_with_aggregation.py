@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""Train a policy while demonstrations are recorded for it: first by the expert, then by policy and expert in turn.
+
+scripts/train_with_aggregation.py --training configs/policy/box.yaml --run runs/box --minutes 12 --workers 30
+
+Training, simulators and policy servers run side by side. As soon as there is a checkpoint, its newest version drives
+and the expert says what it would have done (dataset aggregation, DAgger). May be stopped, and ends by itself after
+`--time-limit` seconds; the same command goes on from there. With several GPUs, MUJOCO_EGL_DEVICE_ID=1 keeps the
+simulators' rendering off the one that trains.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from sim.collection import CollectionConfig, Summary, collect
+from sim.newest_policy import NewestPolicy
+from sim.recording_worker import CollectionError
+from sim.suites import parse_numbers
+
+_ROOT = Path(__file__).resolve().parent.parent
+_SECONDS_BETWEEN_LINES = 15.0
+_PLENTY = 5000  # episodes a task; the end of training ends the recording
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--training", type=Path, default=Path("configs/policy/box.yaml"), help="of train_policy.py")
+    parser.add_argument("--run", type=Path, default=Path("runs/box"), help="folder for everything that comes of it")
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training, in all")
+    parser.add_argument("--initialize-from", type=str, default="", help="checkpoint to start from")
+    parser.add_argument("--training-options", nargs="*", type=str, default=[], help="more, as NAME=VALUE")
+    parser.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
+    parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
+    parser.add_argument("--first-seed", type=int, default=10_000, help="of the episodes that are recorded")
+    parser.add_argument("--expert-share", type=float, default=0.3, help="episodes that the expert drives alone")
+    parser.add_argument(
+        "--emphasis", type=float, default=3.0, help="missed tasks get up to 1 + this times the episodes"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes")
+    parser.add_argument("--servers", type=int, default=1, help="policy servers, one for some ten simulators")
+    parser.add_argument("--renew-seconds", type=float, default=60.0, help="age at which a newer policy takes over")
+    parser.add_argument("--device", type=str, default="auto", help="of training and of the policy that drives")
+    parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which to stop for now, 0: none")
+    return parser
+
+
+def train_command(chosen: Namespace) -> list[str]:
+    run: Path = chosen.run
+    command = [sys.executable, str(_ROOT / "scripts" / "train_policy.py"), "--config", str(chosen.training)]
+    command += ["--demonstrations", f"[{run / 'demonstrations'}]", "--output", str(run)]
+    command += ["--minutes", str(chosen.minutes), "--device", chosen.device]
+    if chosen.initialize_from:
+        command += ["--initialize_from", chosen.initialize_from]
+    return command + [f"--{option}" for option in chosen.training_options]
+
+
+class Progress:
+    """Prints the state of the collection now and then."""
+
+    def __init__(self, newest: NewestPolicy) -> None:
+        self._newest, self._printed_at = newest, 0.0
+
+    def __call__(self, summary: Summary) -> None:
+        if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
+            self._printed_at = time.monotonic()
+            print(f"policy version {self._newest.versions}; {summary}", flush=True)
+
+
+def main() -> int:
+    parser = make_parser()
+    chosen = parser.parse_args()
+    run: Path = chosen.run
+    try:
+        collection = CollectionConfig(
+            output=run / "demonstrations",
+            suites=tuple(chosen.suites),
+            tasks=parse_numbers(chosen.tasks),
+            episodes=_PLENTY,
+            first_seed=chosen.first_seed,
+            expert_share=chosen.expert_share,
+            emphasis=chosen.emphasis,
+            workers=chosen.workers,
+        )
+        newest = NewestPolicy(
+            run / "policy",
+            run / "served",
+            renew_seconds=chosen.renew_seconds,
+            servers=chosen.servers,
+            arguments=("--device", chosen.device),
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    collection.output.mkdir(parents=True, exist_ok=True)
+    ends = time.monotonic() + chosen.time_limit if chosen.time_limit else float("inf")
+    with (run / "train.log").open("a") as log:
+        trainer = subprocess.Popen(train_command(chosen), stdout=log, stderr=subprocess.STDOUT)
+
+    def finished() -> bool:
+        return trainer.poll() is not None or time.monotonic() > ends
+
+    try:
+        print(collect(collection, Progress(newest), newest.endpoint, finished), flush=True)
+    except (CollectionError, RuntimeError) as error:
+        print(f"recording ended: {error}", file=sys.stderr)
+        return 1
+    finally:
+        newest.close()
+        trainer.terminate()  # saves its state first; does nothing where it has ended
+        code = trainer.wait()
+    print((run / "train.log").read_text()[-400:])
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
