@@ -44,9 +44,8 @@ class Variation:
     def __call__(self, decision: Decision, position: np.ndarray) -> np.ndarray:
         """The action `[7]` of `decision`, varied, with the hand at `position` `[3]`.
 
-        Slowing leaves the straight way as it is; only where the decision is free to go another way does its direction
-        change. Neither touches slow motions, which are those that have to be exact, nor the turning of the hand, which
-        has to keep up with disturbances.
+        Only as far as the decision is free: where the hand pulls, pushes, grasps or lets go, force and place matter.
+        Slow motions stay as they are, and so does the turning of the hand, which has to keep up with disturbances.
         """
         action = decision.action.copy()
         speed, sideways, upwards = self.fields(position)
@@ -55,6 +54,6 @@ class Variation:
         action[:2] = np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y
         rise = decision.freedom * _UPWARDS * 0.5 * (1.0 + upwards) * np.hypot(x, y)
         action[2] = np.clip(action[2] + rise, -1.0, 1.0)
-        share = ramp(float(np.linalg.norm(action[:3])), (_SLOW, _FAST), (0.0, 1.0))
+        share = decision.freedom * ramp(float(np.linalg.norm(action[:3])), (_SLOW, _FAST), (0.0, 1.0))
         action[:3] *= 1.0 - share * (1.0 - _SLOWEST) * 0.5 * (1.0 - speed)
         return action
