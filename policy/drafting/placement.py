@@ -110,7 +110,7 @@ class Placement:
         options: list[Option] = []
         for _ in range(MOST_OPTIONS):
             token = int(chances.argmax())
-            if chances[token] < self._confidence:
+            if chances[token] <= self._confidence:
                 break
             options.append(Option(token, float(chances[token]), names[drafters[token]]))
             chances[max(0, token - 2 * reach) : token + 2 * reach + 1] = 0.0  # what this one covers already

@@ -1,0 +1,62 @@
+"""Every shipped configuration becomes a decoder, and what cannot be one is refused in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.config import FOLDER, DecodingConfig
+from policy.decoding.speculative import SpeculativeDecoder
+from policy.drafting.registry import DrafterMaterial
+from policy.openvla.action_tokens import ActionStatistics
+from policy.openvla.model import OpenVLA
+
+SHIPPED = {"autoregressive", "exact", "default", "spec-vla", "corrected", "physical", "typical"}
+
+
+def test_all_shipped_configurations(small_model: OpenVLA) -> None:
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == SHIPPED
+    statistics = ActionStatistics(-np.ones(7), np.ones(7), np.array([True] * 6 + [False]))
+    for name in SHIPPED:
+        decoder = DecodingConfig.load(name).build(DrafterMaterial(small_model, statistics, Path()))
+        assert decoder.name == name
+        kind = AutoregressiveDecoder if name == "autoregressive" else SpeculativeDecoder
+        assert isinstance(decoder, kind)
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "careful.yaml"
+    path.write_text("drafters: [previous]\nacceptance: corrected\ntolerance: {radius: 2}\n")
+    config = DecodingConfig.load(path)
+    assert (config.name, config.drafters, config.acceptance) == ("careful", ("previous",), "corrected")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nodes: many\n", "nodes"),
+        ("nods: 3\n", "nods"),
+        ("nodes: 0\n", "nodes is 0; a tree has 1 to 128"),
+        ("drafters: [clairvoyant]\n", "no drafter clairvoyant; choose some of previous"),
+        ("drafters: [motion, motion]\n", "each drafter can be named once"),
+        ("tail: fluffy\n", "tail"),
+        ("confidence: 1.0\n", "confidence is 1.0"),
+        ("acceptance: friendly\n", "no acceptance rule 'friendly'"),
+        ("acceptance: corrected\ntolerance: {radius: 999}\n", "radius is 999"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=complaint):
+        DecodingConfig.load(path)
+
+
+def test_an_unknown_name_tells_the_known_ones() -> None:
+    with pytest.raises(
+        ValueError, match=r"'fast'; name a YAML file or one of autoregressive, corrected, default, exact"
+    ):
+        DecodingConfig.load("fast")
