@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import lzma
 import os
@@ -13,7 +14,7 @@ import torch
 from small_openvla import INSTRUCTIONS, statistics_json
 
 from policy.openvla.checkpoint import save_checkpoint
-from policy.openvla.config import LanguageConfig, OpenVLAConfig, TowerConfig
+from policy.openvla.config import ACTION_BINS, LanguageConfig, OpenVLAConfig, TowerConfig
 from policy.openvla.model import OpenVLA
 from policy.openvla.word_tokenizer import build_word_tokenizer
 
@@ -69,6 +70,27 @@ def small_checkpoint(small_model: OpenVLA, tokenizer_directory: Path, tmp_path_f
     """The small model on disk in bfloat16. Read only."""
     directory = tmp_path_factory.mktemp("checkpoints") / "small"
     save_checkpoint(small_model, directory, tokenizer_directory=tokenizer_directory, statistics=statistics_json())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def acting_model(small_model: OpenVLA) -> OpenVLA:
+    """The small model, speaking action tokens only, as trained ones do."""
+    model = copy.deepcopy(small_model)
+    end = model.config.action_vocabulary
+    with torch.no_grad():
+        model.language_model.lm_head.weight[: end - ACTION_BINS] = 0.0
+        model.language_model.lm_head.weight[end:] = 0.0
+    return model
+
+
+@pytest.fixture(scope="session")
+def acting_checkpoint(
+    acting_model: OpenVLA, tokenizer_directory: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The acting model on disk in bfloat16. Read only."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "acting"
+    save_checkpoint(acting_model, directory, tokenizer_directory=tokenizer_directory, statistics=statistics_json())
     return directory
 
 

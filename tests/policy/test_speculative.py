@@ -30,17 +30,6 @@ TAILS: tuple[Tail, ...] = ("jacobi", "tree", "plain")
 
 
 @pytest.fixture(scope="module")
-def acting_model(small_model: OpenVLA) -> OpenVLA:
-    """The small model, speaking action tokens only, as trained ones do."""
-    model = copy.deepcopy(small_model)
-    end = model.config.action_vocabulary
-    with torch.no_grad():
-        model.language_model.lm_head.weight[: end - ACTION_BINS] = 0.0
-        model.language_model.lm_head.weight[end:] = 0.0
-    return model
-
-
-@pytest.fixture(scope="module")
 def frames(small_model: OpenVLA) -> list[Tensor]:
     """Features of four steps of two sessions; the pictures change little."""
     generator = torch.Generator().manual_seed(5)
