@@ -150,7 +150,7 @@ class Policy:
         features = model.image_features(pixels)
         stopwatch.lap("vision")
         tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features), sessions, stopwatch)
-        ids = tokens.cpu().numpy()  # [B, 7]
+        ids = tokens.numpy()  # [B, 7]
         values = self._statistics.unnormalize(self._action_tokenizer.decode(ids)).astype(np.float32)
         stopwatch.lap("postprocess")
         return [

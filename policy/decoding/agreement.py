@@ -118,4 +118,4 @@ def compare(
 ) -> None:
     """Decode one batch and count how it agrees."""
     ids, traces = decoder.decode(prompts, sessions, Stopwatch(decoder.model.device))
-    agreement.add(ids.cpu().numpy(), (trace.target_passes for trace in traces), reference)
+    agreement.add(ids.numpy(), (trace.target_passes for trace in traces), reference)

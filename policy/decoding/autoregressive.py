@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy.decoding.cache import StaticCache
+from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.stopwatch import Stopwatch
 from policy.openvla.config import ACTION_DIMENSIONS
@@ -40,6 +40,7 @@ class AutoregressiveDecoder:
 
     def __init__(self, model: OpenVLA) -> None:
         self.model = model
+        self._caches = CachePool(model.config.language, model.device, model.dtype)
 
     def forget(self, session: str) -> None:
         """Nothing is kept between actions, so there is nothing to forget."""
@@ -47,7 +48,10 @@ class AutoregressiveDecoder:
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
-        """Action token ids, int64 `[B, 7]`, and one trace per row. Laps "prefill" and "decode" on the stopwatch."""
+        """Action token ids, int64 `[B, 7]` on the host, and one trace per row.
+
+        Laps "prefill" and "decode" on the stopwatch.
+        """
         tokens = []
         for index, step in enumerate(self.steps(prompts)):
             tokens.append(step.tokens)
@@ -59,13 +63,13 @@ class AutoregressiveDecoder:
             deviation_bins=(0,) * ACTION_DIMENSIONS,
             sources=("",) * ACTION_DIMENSIONS,
         )
-        return torch.stack(tokens, dim=1), [trace] * len(prompts.lengths)
+        return torch.stack(tokens, dim=1).cpu(), [trace] * len(prompts.lengths)
 
     def steps(self, prompts: PromptBatch) -> Iterator[GreedyStep]:
         """The seven passes one by one."""
         model, lengths = self.model, prompts.lengths
         batch, longest, _ = prompts.embeddings.shape
-        cache = StaticCache(model.config.language, batch, longest + ACTION_DIMENSIONS - 1, model.device, model.dtype)
+        cache = self._caches.get(batch, longest + ACTION_DIMENSIONS - 1)
         positions = torch.arange(longest, device=model.device).expand(batch, -1)
         hidden = model.language_model(prompts.embeddings, positions, cache)  # [B, S, width]
         hidden = hidden[torch.arange(batch, device=model.device), lengths - 1]  # [B, width], each row's last true token

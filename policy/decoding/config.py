@@ -37,7 +37,7 @@ class ActionDecoder(Protocol):
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
-        """Action token ids, int64 `[B, 7]`, and one trace per row."""
+        """Action token ids, int64 `[B, 7]` on the host, and one trace per row."""
 
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""

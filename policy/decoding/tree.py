@@ -103,8 +103,10 @@ class TokenTree:
             for node, parent in enumerate(draft.parents):
                 if parent != ROOT:
                     ancestors[row, node] |= ancestors[row, parent]
-        arrays = (tokens, parents, depths, valid, ancestors)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays))
+        flat = np.concatenate([np.stack([tokens, parents, depths, valid], axis=2), ancestors], axis=2)
+        moved = torch.from_numpy(flat).to(device)  # one copy for all, [B, N, 4 + N]
+        tokens_there, parents_there, depths_there, valid_there = moved[:, :, :4].unbind(dim=2)
+        return cls(tokens_there, parents_there, depths_there, valid_there.bool(), moved[:, :, 4:].bool())
 
     @property
     def nodes(self) -> int:
