@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.capture import capture_passes
 from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.stopwatch import Stopwatch
@@ -56,6 +57,7 @@ class Policy:
         dtype: str = "auto",
         image_path: Literal["auto", "libero", "processor"] = "auto",
         decoding: DecodingConfig | None = None,
+        capture: bool = True,
         on_state: Callable[[State], None] | None = None,
     ) -> Policy:
         """Load, check, warm and test the policy of a checkpoint; what comes back is ready.
@@ -63,7 +65,8 @@ class Policy:
         checkpoint: a directory or a hub id. unnorm_key: dataset whose statistics scale the actions; may be left out
         where the checkpoint has one only. device, dtype: see `policy.hardware`. image_path: "libero" (rotate, JPEG,
         Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. decoding: how
-        tokens are chosen, plainly unless given. on_state: told of each state as it begins.
+        tokens are chosen, plainly unless given. capture: replay forward passes as CUDA graphs where there is a GPU; the
+        first batch of a new size then takes some tenths of a second longer. on_state: told of each state as it begins.
         Raises CheckpointError, ValueError (unknown key, device or dtype), FileNotFoundError (no preprocessor settings)
         or SelfTestError.
         """
@@ -75,6 +78,8 @@ class Policy:
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
         model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+        if capture and place.type == "cuda":
+            capture_passes(model)
         prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
         spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
         policy = cls(model, prompter, datasets[key], settings, spec)

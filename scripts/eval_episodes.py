@@ -42,6 +42,7 @@ def make_parser() -> ArgumentParser:
         default="autoregressive",
         help="with --checkpoint: YAML file, or name in configs/decoding",
     )
+    policy.add_argument("--capture", type=bool, default=True, help="with --checkpoint: CUDA graphs")
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--suites", nargs="+", type=str, default=list(STEP_LIMITS)[:3], help="LIBERO(-PRO) suites")
     episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
@@ -118,6 +119,7 @@ def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
             device=chosen.device,
             dtype=chosen.dtype,
             decoding=decoding,
+            capture=chosen.capture,
         )
 
     with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:

@@ -35,6 +35,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
     parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
+    parser.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
@@ -57,6 +58,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         dtype=arguments.dtype,
         image_path=arguments.image_path,
         decoding=DecodingConfig.load(arguments.decoding),
+        capture=arguments.capture,
         on_state=report,
     )
 

@@ -40,7 +40,7 @@ class AutoregressiveDecoder:
 
     def __init__(self, model: OpenVLA) -> None:
         self.model = model
-        self._caches = CachePool(model.config.language, model.device, model.dtype)
+        self._caches = CachePool(model)
 
     def forget(self, session: str) -> None:
         """Nothing is kept between actions, so there is nothing to forget."""

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from policy.openvla.config import LanguageConfig
+from policy.openvla.model import OpenVLA
+
+_SLOTS = 64  # a pool's allocation grows by so many
 
 
 class StaticCache:
@@ -30,6 +33,17 @@ class StaticCache:
         self._slots = torch.arange(length, device=device)
         self._rows = torch.arange(batch, device=device)[:, None]
 
+    def part(self, batch: int, length: int) -> StaticCache:
+        """The first rows and slots as a cache of their own, at the same addresses."""
+        part = object.__new__(StaticCache)
+        part.keys, part.values = self.keys[:, :batch, :, :length], self.values[:, :batch, :, :length]
+        part._slots, part._rows = self._slots[:length], self._rows[:batch]
+        return part
+
+    @property
+    def batch(self) -> int:
+        return self.keys.shape[1]
+
     @property
     def length(self) -> int:
         return self.keys.shape[3]
@@ -45,3 +59,30 @@ class StaticCache:
     def causal_mask(self, slots: Tensor) -> Tensor:
         """Bool `[B, 1, S, length]`: the query at slot s sees slots 0..s."""
         return self._slots <= slots[:, None, :, None]
+
+
+class CachePool:
+    """Caches to be used one at a time: the same object, at the same addresses, for the same batch and length.
+
+    What it lends are parts of one allocation, which grows by doubling when a batch needs more.
+    """
+
+    def __init__(self, model: OpenVLA) -> None:
+        self._model = model
+        self._whole: StaticCache | None = None
+        self._parts: dict[tuple[int, int], StaticCache] = {}
+
+    def get(self, batch: int, length: int) -> StaticCache:
+        """A cache for `batch` rows of `length` slots; holds what its last user left."""
+        part = self._parts.get((batch, length))
+        if part is None:
+            whole = self._whole
+            if whole is None or whole.batch < batch or whole.length < length:
+                rows, slots = (0, 0) if whole is None else (whole.batch, whole.length)
+                rows = max(rows, 1 << (batch - 1).bit_length())
+                slots = max(slots, -(-length // _SLOTS) * _SLOTS)
+                model = self._model
+                whole = StaticCache(model.config.language, rows, slots, model.device, model.dtype)
+                self._whole = whole
+            part = self._parts[batch, length] = whole.part(batch, length)
+        return part

@@ -69,7 +69,7 @@ class SpeculativeDecoder:
         self._placement = placement or Placement(nodes=DRAFTED_DIMENSIONS, confidence=0.0, reach=rule.reach)
         self._tail = tail
         self._memories: dict[str, EpisodeMemory] = {}
-        self._caches = CachePool(model.config.language, model.device, model.dtype)
+        self._caches = CachePool(model)
 
     @property
     def _most_nodes(self) -> int:

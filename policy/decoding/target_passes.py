@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from policy.decoding.cache import StaticCache
+from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.tree import DRAFTED_DIMENSIONS, TokenTree
 from policy.openvla.model import OpenVLA
@@ -24,15 +24,15 @@ from policy.openvla.model import OpenVLA
 class TargetPasses:
     """Passes over the same prompts, first `prefill` and then any number of `extend`.
 
-    nodes: the largest number of nodes of any tree to come.
+    nodes: the largest number of nodes of any tree to come. caches: lends the cache for the time of this action.
     """
 
-    def __init__(self, model: OpenVLA, prompts: PromptBatch, nodes: int) -> None:
+    def __init__(self, model: OpenVLA, prompts: PromptBatch, nodes: int, caches: CachePool) -> None:
         self._model = model
         self._prompts = prompts
         batch, self._longest, _ = prompts.embeddings.shape
         length = self._longest + DRAFTED_DIMENSIONS + nodes
-        self._cache = StaticCache(model.config.language, batch, length, model.device, model.dtype)
+        self._cache = caches.get(batch, length)
         slots = torch.arange(length, device=model.device)
         self._decided_slots = slots[self._longest : self._longest + DRAFTED_DIMENSIONS]
         self._node_slots = slots[self._longest + DRAFTED_DIMENSIONS :]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
 from policy.decoding.tree import ROOT, Draft, TokenTree
@@ -50,7 +51,7 @@ def assert_all_paths(
 @torch.inference_mode()
 def test_every_path_in_the_prompts_pass_and_in_later_ones(small_model: OpenVLA, features: Tensor) -> None:
     prompts = PromptBatch.embed(small_model, PROMPTS, features)
-    passes = TargetPasses(small_model, prompts, NODES)
+    passes = TargetPasses(small_model, prompts, NODES, CachePool(small_model))
     nothing: tuple[list[int], ...] = ([], [])
     logits = passes.prefill(TokenTree.of(FIRST, nodes=8))
     assert_all_paths(small_model, features, logits, FIRST, nothing)
@@ -65,7 +66,7 @@ def test_every_path_in_the_prompts_pass_and_in_later_ones(small_model: OpenVLA, 
 @torch.inference_mode()
 def test_a_pass_without_drafts(small_model: OpenVLA, features: Tensor) -> None:
     prompts = PromptBatch.embed(small_model, PROMPTS, features)
-    passes = TargetPasses(small_model, prompts, nodes=0)
+    passes = TargetPasses(small_model, prompts, 0, CachePool(small_model))
     logits = passes.prefill(TokenTree.of([Draft(), Draft()], nodes=0))
     assert logits.shape[:2] == (2, 1)
     assert_all_paths(small_model, features, logits, (Draft(), Draft()), ([], []))

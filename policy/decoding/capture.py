@@ -1,0 +1,117 @@
+"""Forward passes recorded as CUDA graphs and replayed, one graph for each combination of shapes.
+
+A small pass costs a GPU far less than its several hundred launches cost the host, and where a renderer shares the
+card every launch may also wait for its turn. A replay is one launch. Knows shapes and buffers; nothing of what is
+computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy.openvla.model import OpenVLA
+
+# So many shapes are recorded; further ones run as they are. Batches of 1 to 32 in a few lengths are well below.
+_MOST_GRAPHS = 512
+# Runs before recording: the first ones choose kernels and allocate workspaces, which a graph cannot.
+_REHEARSALS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A function at fixed addresses: `play` reads `inputs` and leaves its result in `output`."""
+
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    play: Callable[[], None]
+
+
+Record = Callable[[Callable[[], Tensor], tuple[Tensor, ...]], Recording]
+"""Records a function of no arguments that reads the given inputs."""
+
+
+class GraphRecorder:
+    """Records CUDA graphs that share one memory pool, so replays must not overlap."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, function: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Recording:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_REHEARSALS):
+                function()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads go on preparing pictures meanwhile; what they do must not end the recording.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = function()
+        return Recording(inputs, output, graph.replay)
+
+
+class Captured:
+    """A function of tensors (and of other arguments, told apart by identity) that is recorded at its first call with
+    new shapes and replayed at later ones.
+
+    The function must write nowhere but to its result and to tensors that `others` own, and not wait for the device.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], record: Record) -> None:
+        self._function = function
+        self._record = record
+        self._recordings: dict[tuple[Any, ...], Recording] = {}
+        self._owners: list[Any] = []  # kept alive: their identity is part of the keys
+
+    def __call__(self, tensors: tuple[Tensor, ...], *others: Any) -> Tensor:
+        key = (*((tensor.shape, tensor.dtype) for tensor in tensors), *map(id, others))
+        recording = self._recordings.get(key)
+        if recording is None:
+            if len(self._recordings) >= _MOST_GRAPHS:
+                return self._function(*tensors, *others)
+            inputs = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors)
+            recording = self._record(lambda: self._function(*inputs, *others), inputs)
+            self._recordings[key] = recording
+            self._owners.extend(others)
+        for own, given in zip(recording.inputs, tensors, strict=True):
+            own.copy_(given)
+        recording.play()
+        return recording.output.clone()  # the next replay, of this or of another shape, may write over it
+
+
+def capture_passes(model: OpenVLA, record: Record | None = None) -> None:
+    """From now on the vision part and the cached passes of the language model are replayed. For inference only.
+
+    record: how, CUDA graphs unless given.
+    """
+    record = record or GraphRecorder()
+    vision = Captured(model.image_features, record)
+    language = model.language_model
+    plain = language.forward
+
+    def run(embeddings: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        return plain(embeddings, positions, cache, slots, mask)
+
+    captured = Captured(run, record)
+
+    def forward(
+        embeddings: Tensor,
+        positions: Tensor,
+        cache: Any = None,
+        slots: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        if cache is None:
+            return plain(embeddings, positions, None, slots, mask)
+        slots = positions if slots is None else slots
+        mask = cache.causal_mask(slots) if mask is None else mask
+        return captured((embeddings, positions, slots, mask), cache)
+
+    # As with `model.forward = torch.compile(model.forward)`: callers need not know.
+    setattr(model, "image_features", lambda pixels: vision((pixels,)))  # noqa: B010
+    setattr(language, "forward", forward)  # noqa: B010
