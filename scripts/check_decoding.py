@@ -36,7 +36,8 @@ from policy.training.demonstrations import list_demonstrations
 
 ALL = tuple(DRAFTERS)
 CONFIGS = (
-    *(DecodingConfig(f"all drafters, {nodes} nodes, {tail}", drafters=ALL, nodes=nodes, tail=tail)
+    DecodingConfig.load("exact"),
+    *(DecodingConfig(f"all drafters, tree of {nodes}, tail {tail}", drafters=ALL, nodes=nodes, tail=tail)
       for nodes, tail in ((32, "tree"), (32, "jacobi"), (32, "plain"), (6, "tree"), (1, "jacobi"), (96, "tree"))),
     *(DecodingConfig(f"{name}, 16 nodes, tree", drafters=(name,), nodes=16) for name in ALL),
     DecodingConfig("no drafters, jacobi", drafters=(), tail="jacobi"),

@@ -38,7 +38,10 @@ STANDINGS = 3
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A bin for one dimension. probability: that the target's choice lies within the rule's reach of it."""
+    """A bin for one dimension.
+
+    probability: that the target's choice is this bin, or so near that it is accepted all the same.
+    """
 
     token: int
     probability: float
@@ -49,13 +52,14 @@ class Placement:
     """One for all sessions of a policy.
 
     nodes: the most nodes in a tree. confidence: a node less probable than this to stand is left out.
-    reach: see `AcceptanceRule.reach`; alternatives that one drafted bin already covers get no node of their own.
+    reach: see `AcceptanceRule.reach`. Alternatives lie about this far apart: nearer ones would mostly be accepted
+        together, farther ones would leave the robot with drafts at the rim of what is tolerated.
     """
 
     def __init__(self, nodes: int, confidence: float, reach: Sequence[int]) -> None:
         self.nodes = nodes
         self._confidence = confidence
-        self._reach = tuple(reach)
+        self._spacing = tuple(bins // 2 for bins in reach)
         self._counts: dict[str, np.ndarray] = {}
 
     def plan(self, start: int, proposals: Mapping[str, np.ndarray]) -> Draft:
@@ -103,8 +107,8 @@ class Placement:
                 for (name, proposal), standing in zip(proposals.items(), standings, strict=True)
             ]
         )  # [drafters, 256]
-        reach = self._reach[dimension]
-        within = _window_sums(masses, reach)
+        spacing = self._spacing[dimension]
+        within = _window_sums(masses, spacing)
         drafters, chances = within.argmax(axis=0), within.max(axis=0)
         names = list(proposals)
         options: list[Option] = []
@@ -113,7 +117,7 @@ class Placement:
             if chances[token] <= self._confidence:
                 break
             options.append(Option(token, float(chances[token]), names[drafters[token]]))
-            chances[max(0, token - 2 * reach) : token + 2 * reach + 1] = 0.0  # what this one covers already
+            chances[max(0, token - 2 * spacing) : token + 2 * spacing + 1] = 0.0  # what this one covers already
         return options
 
     def _mass(self, name: str, dimension: int, standing: int, center: int) -> np.ndarray:
@@ -196,9 +200,9 @@ def _prior() -> np.ndarray:
 _PRIOR = _prior()
 
 
-def _window_sums(masses: np.ndarray, reach: int) -> np.ndarray:
-    """For every bin, the mass within `reach` bins of it, along the last axis."""
-    if not reach:
+def _window_sums(masses: np.ndarray, width: int) -> np.ndarray:
+    """For every bin, the mass within `width` bins of it, along the last axis."""
+    if not width:
         return masses
-    sums = np.cumsum(np.pad(masses, ((0, 0), (reach + 1, reach))), axis=1)
-    return sums[:, 2 * reach + 1 :] - sums[:, : -2 * reach - 1]
+    sums = np.cumsum(np.pad(masses, ((0, 0), (width + 1, width))), axis=1)
+    return sums[:, 2 * width + 1 :] - sums[:, : -2 * width - 1]

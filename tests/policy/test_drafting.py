@@ -139,7 +139,7 @@ def test_improbable_nodes_are_left_out() -> None:
 def test_within_reach_of_a_tolerant_rule_one_node_is_enough() -> None:
     draft = Placement(nodes=32, confidence=0.0, reach=(5,) * 7).plan(0, {"previous": np.full(7, 40)})
     first = sorted(token for token, parent in zip(draft.tokens, draft.parents, strict=True) if parent == ROOT)
-    assert min(np.diff(first), default=99) > 5
+    assert min(np.diff(first), default=99) >= 5
 
 
 def test_nothing_proposed_is_nothing_drafted() -> None:
