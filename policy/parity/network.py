@@ -167,7 +167,7 @@ class Steps:
 
 def _compare_prompt(recording: Recording, subject: Subject, row: int, prompts: PromptBatch) -> None:
     """Spliced embeddings, sequence length and the residual stream at the last prompt position."""
-    embeddings, tolerances = prompts.embeddings[0], subject.tolerances
+    embeddings, tolerances = prompts.embeddings[0, : prompts.lengths[0]], subject.tolerances
     recording.equal("sequence length", "sequence_length", len(embeddings), row)
     recording.close("embeddings", "embeddings_first", _numpy(embeddings[:3]), tolerances.features, row)
     recording.close("embeddings", "embeddings_last", _numpy(embeddings[-6:]), tolerances.features, row)
@@ -203,7 +203,7 @@ def _compare_actions(recording: Recording, subject: Subject, generated: np.ndarr
 
 def _layer_outputs(model: OpenVLA, prompts: PromptBatch) -> np.ndarray:
     """The embedding and the residual stream after each layer, at the last position: `[1 + layers, width]`."""
-    embeddings = prompts.embeddings
+    embeddings = prompts.embeddings[:, : prompts.lengths[0]]  # without padding
     seen = [embeddings[0, -1]]
     hooks = [
         layer.register_forward_hook(lambda _, __, output: seen.append(output[0, -1]))
