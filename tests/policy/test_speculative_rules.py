@@ -190,7 +190,8 @@ def test_history_is_the_targets_choice_and_ends_with_the_episode(monkeypatch: py
         seen.append(context.history.tolist())
         return np.clip(bins_of(target.greedy(0)) + 3, 0, 255)
 
-    decoder = decoder_for(target, ("spec-vla", {"radius": 3}), drafters=[Somebody(answer)], tail="plain")
+    rule = ("spec-vla", {"radius": 3})
+    decoder = decoder_for(target, rule, drafters=[Somebody(answer)], placement=Chains(), tail="plain")
     _, (trace,) = run(target, decoder, batch=1)
     assert any(trace.deviation_bins)
     ids, _ = run(target, decoder, batch=1)
