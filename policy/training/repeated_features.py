@@ -27,6 +27,7 @@ class Axis:
     def cyclic(cls, small: int, wide: int) -> Axis:
         """The small axis again and again until there are `wide` features; not all need to be copied equally often.
 
+        Features of attention heads lie head by head, so this repeats whole heads.
         Shares are powers of two, by which weights of any number format are multiplied exactly: of m copies, with 2^p
         the largest power of two in m, 2^p equal shares of which m - 2^p are halved once more.
         """
@@ -40,11 +41,6 @@ class Axis:
     def written(self) -> Axis:
         """For the side that is written, where every copy has the whole value."""
         return replace(self, share=torch.ones_like(self.share))
-
-    def of_heads(self, size: int) -> Axis:
-        """Features of attention heads, if this is the axis of heads."""
-        origin = self.origin[:, None] * size + torch.arange(size)
-        return Axis(origin.flatten(), self.share.repeat_interleave(size))
 
 
 def joined(axes: Sequence[Axis], small_sizes: Sequence[int]) -> Axis:

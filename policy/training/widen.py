@@ -179,25 +179,19 @@ class Widening:
 
 def _tower_part(source: TowerConfig, target: TowerConfig) -> Part:
     stream = Axis.cyclic(source.width, target.width)
-    heads = Axis.cyclic(source.heads, target.heads).of_heads(source.head_size)
     hidden = Axis.cyclic(source.mlp, target.mlp)
-    vectors = ("cls_token", "reg_token", "pos_embed", "norm", "norm1", "norm2", "ls1", "ls2")
-    layers = dict.fromkeys((*vectors, "patch_embed.proj"), Sides(stream)) | {
-        "attn.qkv": Sides(joined([heads] * 3, [source.width] * 3), stream),
-        "attn.proj": Sides(stream, heads),
-        "mlp.fc1": Sides(hidden, stream),
-        "mlp.fc2": Sides(stream, hidden),
+    tokens = ("cls_token", "reg_token", "pos_embed", "attn_pool.latent")
+    vectors = ("norm", "norm1", "norm2", "ls1", "ls2", "attn_pool.norm")
+    matrices = {
+        "attn.qkv": Sides(joined([stream] * 3, [source.width] * 3), stream),
+        "attn.proj": Sides(stream, stream),
+        "attn_pool.q": Sides(stream, stream),
+        "attn_pool.kv": Sides(joined([stream] * 2, [source.width] * 2), stream),
+        "attn_pool.proj": Sides(stream, stream),
     }
-    pool = {
-        "latent": Sides(stream),
-        "norm": Sides(stream),
-        "q": Sides(heads, stream),
-        "kv": Sides(joined([heads] * 2, [source.width] * 2), stream),
-        "proj": layers["attn.proj"],
-        "mlp.fc1": layers["mlp.fc1"],
-        "mlp.fc2": layers["mlp.fc2"],
-    }
-    layers |= {f"attn_pool.{name}": sides for name, sides in pool.items()}
+    for mlp in ("mlp", "attn_pool.mlp"):
+        matrices |= {f"{mlp}.fc1": Sides(hidden, stream), f"{mlp}.fc2": Sides(stream, hidden)}
+    layers = dict.fromkeys((*tokens, *vectors, "patch_embed.proj"), Sides(stream)) | matrices
     return Part(layers, source.blocks - 1, target.blocks - 1)
 
 
@@ -211,8 +205,8 @@ def _projector_part(source: OpenVLAConfig, target: OpenVLAConfig) -> Part:
 
 def _language_part(source: LanguageConfig, target: LanguageConfig, vocabulary: Axis) -> Part:
     stream = Axis.cyclic(source.width, target.width)
-    queries = Axis.cyclic(source.heads, target.heads).of_heads(source.head_size)
-    keys = Axis.cyclic(source.key_value_heads, target.key_value_heads).of_heads(source.head_size)
+    queries = Axis.cyclic(source.heads * source.head_size, target.heads * target.head_size)
+    keys = Axis.cyclic(source.key_value_heads * source.head_size, target.key_value_heads * target.head_size)
     hidden = Axis.cyclic(source.mlp, target.mlp)
     layers = dict.fromkeys(("model.norm", "model.input_layernorm", "model.post_attention_layernorm"), Sides(stream)) | {
         "model.embed_tokens": Sides(vocabulary, stream.written),

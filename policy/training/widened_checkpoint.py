@@ -100,7 +100,7 @@ def model_card(source: Path, widening: Widening, dtype: torch.dtype) -> str:
 in {number_format}, made from `{source.name}` by copying its features (`scripts/widen_policy.py`). Nothing in it was
 trained at this size, and no weight comes from a published model.
 {cost}.
-It acts as the small policy does, up to rounding.
+It acts as the small policy does, up to rounding: in bfloat16, bins that are nearly tied may change places.
 
 It is for measuring latency and success together, at a real network's cost, where published weights are not at hand.
 Success rates are the small policy's and say nothing of OpenVLA's. Say so wherever such a figure is shown.
