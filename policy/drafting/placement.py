@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -36,8 +36,7 @@ NEARLY = 3
 STANDINGS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """A bin for one dimension.
 
     probability: that the target's choice is this bin, or so near that it is accepted all the same.
@@ -69,16 +68,20 @@ class Placement:
         """
         if not proposals or start >= DRAFTED_DIMENSIONS:
             return Draft(start)
+        bins = [proposal.tolist() for proposal in proposals.values()]
+        chances = np.stack([self._chances(name) for name in proposals])  # [drafters, 6, 3, offsets]
+        options = lru_cache(maxsize=None)(partial(self._options, list(proposals), bins, chances))
         growth = _Growth(start, self._confidence)
-        options = lru_cache(maxsize=None)(partial(self._options, proposals))
-        growth.offer(options(start, (0,) * len(proposals)), ROOT, 1.0)
+        nothing = (0,) * len(bins)
+        farthest: list[tuple[int, ...]] = []  # by node and drafter, how far off the proposal was at most
+        growth.offer(options(start, nothing), ROOT, 1.0)
         while len(growth.tokens) < self.nodes and (node := growth.take()) is not None:
-            if growth.depths[node] + 1 < DRAFTED_DIMENSIONS:
-                standings = tuple(
-                    _standing(growth.path(node), proposal[start : growth.depths[node] + 1])
-                    for proposal in proposals.values()
-                )
-                growth.offer(options(growth.depths[node] + 1, standings), node, growth.probabilities[node])
+            parent, dimension = growth.parents[node], growth.depths[node]
+            offsets = (abs(growth.tokens[node] - row[dimension]) if row[dimension] >= 0 else 0 for row in bins)
+            farthest.append(tuple(map(max, nothing if parent == ROOT else farthest[parent], offsets)))
+            if dimension + 1 < DRAFTED_DIMENSIONS:
+                standings = tuple(map(_standing, farthest[node]))
+                growth.offer(options(dimension + 1, standings), node, growth.probabilities[node])
         return growth.draft()
 
     def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
@@ -88,7 +91,7 @@ class Placement:
             proposed = np.flatnonzero(proposal[:DRAFTED_DIMENSIONS] >= 0)
             for dimension in proposed:
                 before = proposed[proposed < dimension]
-                row = counts[dimension, _standing(choices[before], proposal[before])]
+                row = counts[dimension, _standing(np.abs(choices[before] - proposal[before]).max(initial=0))]
                 row *= DECAY
                 offset = choices[dimension] - proposal[dimension]
                 row[offset + WIDEST_OFFSET if abs(offset) <= WIDEST_OFFSET else -1] += 1.0
@@ -99,41 +102,36 @@ class Placement:
             self._counts[name] = np.zeros((DRAFTED_DIMENSIONS, STANDINGS, 2 * WIDEST_OFFSET + 2))
         return self._counts[name]
 
-    def _options(self, proposals: Mapping[str, np.ndarray], dimension: int, standings: tuple[int, ...]) -> list[Option]:
+    def _options(
+        self, names: list[str], bins: list[list[int]], chances: np.ndarray, dimension: int, standings: tuple[int, ...]
+    ) -> list[Option]:
         """Bins for one dimension, the most probable first; standings: of each proposal so far."""
-        masses = np.stack(
-            [
-                self._mass(name, dimension, standing, int(proposal[dimension]))
-                for (name, proposal), standing in zip(proposals.items(), standings, strict=True)
-            ]
-        )  # [drafters, 256]
+        masses = np.zeros((len(names), ACTION_BINS + 2 * WIDEST_OFFSET))  # proposals' surroundings reach over the ends
+        for mass, proposal, chance, standing in zip(masses, bins, chances, standings, strict=True):
+            if (center := proposal[dimension]) >= 0:
+                mass[center : center + chance.shape[2]] = chance[dimension, standing]
         spacing = self._spacing[dimension]
-        within = _window_sums(masses, spacing)
-        drafters, chances = within.argmax(axis=0), within.max(axis=0)
-        names = list(proposals)
+        within = _window_sums(masses[:, WIDEST_OFFSET:-WIDEST_OFFSET], spacing)  # [drafters, 256]
+        best = within.max(axis=0)
         options: list[Option] = []
         for _ in range(MOST_OPTIONS):
-            token = int(chances.argmax())
-            if chances[token] <= self._confidence:
+            token = int(best.argmax())
+            if best[token] <= self._confidence:
                 break
-            options.append(Option(token, float(chances[token]), names[drafters[token]]))
-            chances[max(0, token - 2 * spacing) : token + 2 * spacing + 1] = 0.0  # what this one covers already
+            options.append(Option(token, float(best[token]), names[int(within[:, token].argmax())]))
+            best[max(0, token - 2 * spacing) : token + 2 * spacing + 1] = 0.0  # what this one covers already
         return options
 
-    def _mass(self, name: str, dimension: int, standing: int, center: int) -> np.ndarray:
-        """Probability of each of the 256 bins to be the target's choice, as this drafter's record has it.
+    def _chances(self, name: str) -> np.ndarray:
+        """How probable the target's choices around a proposal are, `[6, 3, 2 * widest + 1]`, as the record has it.
 
         Few counts of one standing lean on those of all, and these on the prior.
         """
-        if center < 0:
-            return np.zeros(ACTION_BINS)
-        counts = self._counts_of(name)[dimension]
-        overall = counts.sum(axis=0)
-        expected = (overall + PRIOR_WEIGHT * _PRIOR) / (overall.sum() + PRIOR_WEIGHT)
-        chances = (counts[standing] + PRIOR_WEIGHT * expected) / (counts[standing].sum() + PRIOR_WEIGHT)
-        mass = np.zeros(ACTION_BINS + 2 * WIDEST_OFFSET)
-        mass[center : center + len(chances) - 1] = chances[:-1]
-        return mass[WIDEST_OFFSET:-WIDEST_OFFSET]
+        counts = self._counts_of(name)
+        overall = counts.sum(axis=1)  # [6, offsets]
+        expected = (overall + PRIOR_WEIGHT * _PRIOR) / (overall.sum(axis=1, keepdims=True) + PRIOR_WEIGHT)
+        chances = (counts + PRIOR_WEIGHT * expected[:, None]) / (counts.sum(axis=2, keepdims=True) + PRIOR_WEIGHT)
+        return chances[:, :, :-1]
 
 
 class _Growth:
@@ -172,21 +170,12 @@ class _Growth:
         self._drafters.append(option.drafter)
         return len(self.tokens) - 1
 
-    def path(self, node: int) -> np.ndarray:
-        """Tokens from the first drafted dimension down to a node."""
-        tokens: list[int] = []
-        while node != ROOT:
-            tokens.append(self.tokens[node])
-            node = self.parents[node]
-        return np.array(tokens[::-1])
-
     def draft(self) -> Draft:
         return Draft(self._start, tuple(self.tokens), tuple(self.parents), tuple(self._drafters))
 
 
-def _standing(choices: np.ndarray, proposal: np.ndarray) -> int:
+def _standing(farthest: int) -> int:
     """How well a proposal has met the dimensions before: 0 exactly (or there are none), 1 nearly, 2 not."""
-    farthest = np.abs(choices - proposal).max(initial=0)
     return 0 if farthest == 0 else 1 if farthest <= NEARLY else 2
 
 
