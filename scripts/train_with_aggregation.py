@@ -93,7 +93,8 @@ def main() -> int:
             run / "served",
             renew_seconds=chosen.renew_seconds,
             servers=chosen.servers,
-            arguments=("--device", chosen.device),
+            # Plain and uncaptured: a version lives too short to pay for recording its passes.
+            arguments=("--device", chosen.device, "--decoding", "autoregressive", "--capture", "false"),
         )
     except ValueError as error:
         parser.error(str(error))
