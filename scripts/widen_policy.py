@@ -10,6 +10,7 @@ The first has the tensors of the published openvla-7b and takes 15.1 GB.
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
@@ -37,11 +38,10 @@ def main() -> None:
     parser = make_parser()
     chosen = parser.parse_args()
     console = Console()
-    sizes = TargetSizes(**{name: chosen[name] for name in TargetSizes.__dataclass_fields__})
-    if chosen.shape == "7b":
-        if sizes != TargetSizes():
-            parser.error(f"--shape 7b gives all sizes; leave out either it or {sizes}")
-        sizes = OPENVLA_7B_SIZES
+    given = {field.name: size for field in fields(TargetSizes) if (size := chosen[field.name]) is not None}
+    if chosen.shape and given:
+        parser.error(f"--shape {chosen.shape} gives all sizes; leave out either it or {', '.join(given)}")
+    sizes = OPENVLA_7B_SIZES if chosen.shape else TargetSizes(**given)
     started = time.monotonic()
 
     def report(file: Path) -> None:

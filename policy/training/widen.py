@@ -99,8 +99,7 @@ def moved_token_id(token_id: int, source: OpenVLAConfig, vocabulary: int) -> int
     """Where a token of the small network has its row among `vocabulary` rows: words keep their ids, the action ids and
     the padding rows behind them stay at the end.
     """
-    first_action = source.action_vocabulary - ACTION_BINS
-    return token_id if token_id < first_action else token_id + vocabulary - source.language.vocabulary
+    return token_id if token_id < _first_action_id(source) else token_id + vocabulary - source.language.vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,8 +124,8 @@ class Widening:
 
     Tensors keep their device and dtype; on the device "meta" only shapes are computed. Logits of all ids the small
     network has stay the same (under `token_id`). Rows of the vocabulary that only the wide one has are the mean of the
-    small one's rows: their logit is the mean of its logits, which is nowhere above the largest, so they are never
-    chosen whatever the hidden state. Probabilities over the whole vocabulary do change, since these rows have some.
+    small one's words: their logit is the mean of the words' logits, which is nowhere above the largest, so they are
+    never chosen whatever the hidden state. Probabilities over the whole vocabulary do change: these rows have some.
 
     Raises ValueError when `target` has a part smaller than in `source`, a stream that is no whole multiple, or other
     constants.
@@ -166,8 +165,8 @@ class Widening:
         if adds_nothing and layer in _BLOCK_OUTPUTS:
             return tensor.new_zeros(self.shapes[name])
         if layer in ("model.embed_tokens", "lm_head"):
-            unused = tensor.float().mean(dim=0, keepdim=True).to(tensor.dtype)
-            tensor = torch.cat([tensor, unused])
+            words = tensor[: _first_action_id(self.source)]
+            tensor = torch.cat([tensor, words.float().mean(dim=0, keepdim=True).to(tensor.dtype)])
         return part.layers[layer].widened(tensor)
 
     def _vocabulary_axis(self) -> Axis:
@@ -228,6 +227,10 @@ def _tower_of(source: TowerConfig, width: int | None, blocks: int | None, mlp: i
     _whole_factor(f"{source.kind}_width", source.width, wide)
     blocks = _given(blocks, source.blocks - 1) + 1
     return replace(source, width=wide, blocks=blocks, mlp=_given(mlp, source.mlp))
+
+
+def _first_action_id(config: OpenVLAConfig) -> int:
+    return config.action_vocabulary - ACTION_BINS
 
 
 def _given(value: int | None, default: int) -> int:

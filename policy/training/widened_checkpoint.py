@@ -112,7 +112,7 @@ Success rates are the small policy's and say nothing of OpenVLA's. Say so wherev
 - Features, attention heads and hidden units are copied, and what reads them gives each copy its share of the weight.
 - Added blocks and layers add zero. The last block of each vision tower is stored and not computed, as in the original.
 - Words keep their token ids; action ids and padding are at the end of the vocabulary. Rows between them are the mean of
-  all rows of the small policy: their logit is never the largest. They do take part in probabilities over all ids.
+  the words' rows: their logit is never the largest. They do take part in probabilities over all ids.
 - Source: hash `{checkpoint_hash(source)}`.
 """
 
@@ -150,8 +150,10 @@ def _write_weights(
     layout = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in widening.shapes.items()}
     shards = split_torch_state_dict_into_shards(layout, max_shard_size=max_shard_bytes)
     for file_name, names in shards.filename_to_tensors.items():
-        tensors = {name: widening.tensor(name, small) for name in names}
-        save_file(tensors, directory / file_name, metadata={"format": "pt"})
+        # Inline, so that a shard is let go of before the next one is made.
+        save_file(
+            {name: widening.tensor(name, small) for name in names}, directory / file_name, metadata={"format": "pt"}
+        )
         shutil.copymode(directory / CONFIG_FILE, directory / file_name)  # made so that only its owner may read it
         on_file(directory / file_name)
     if shards.is_sharded:
