@@ -44,7 +44,7 @@ def write_result(path: Path | str, rows: Sequence[Mapping[str, Any]], headline: 
     """
     result = {
         "headline": dict(headline),
-        "command": _command(),
+        "command": command(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "hardware": hardware(),
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _command() -> str:
+def command() -> str:
     """The command line as it can be repeated from the repository's root, without this machine's paths to it."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script.name

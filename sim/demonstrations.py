@@ -16,12 +16,13 @@ from policy.openvla.images import encode_frame
 from policy.results import versions
 from policy.training.demonstrations import Demonstration, DemonstrationMeta
 from policy.types import Action, DecodeTrace, Observation
-from sim.episode import NO_IMAGE, simulator_action
+from sim.episode import NO_IMAGE
 from sim.expert import Expert, make_expert
 from sim.expert.expert import to_openvla
 from sim.libero import LiberoEnv
 from sim.noise import BurstNoise
 from sim.schedule import FIRST_TRAINING_SEED
+from sim.waiting import simulator_action
 
 _NO_TOKENS, _NO_DECODING = np.zeros(0, np.int64), DecodeTrace(target_passes=0)
 

@@ -1,22 +1,23 @@
-"""One episode: a policy and a world taking turns until the task is solved or the steps run out.
+"""One episode: a policy and a world until the task is solved or the time is up, the same code on every clock.
 
-Knows the conversion between the policy's actions and the simulator's. Does not know processes, files or sockets, and
-lets every exception through: what an error means is for the caller to say.
+Does not know processes, files or sockets, and lets every exception through: what an error means is for the caller to
+say.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from policy.types import Action, ActionPolicy, DecodeTrace, Observation
+from policy.types import DecodeTrace, Observation
+from sim.clock import Clock
+from sim.control_statistics import ControlLog, ControlStatistics
 from sim.environments import World
-
-# The world waits for the policy, as in all published LIBERO figures.
-LOCK_STEP = "lock-step"
+from sim.protocol import CONTROL_HZ
+from sim.waiting import STAND_STILL, Arm, Waiting
 
 # Stands in where nothing is rendered; only privileged policies, which look at no picture, get to see it.
 NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
@@ -26,53 +27,62 @@ NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
 class EpisodeResult:
     """How an episode went.
 
-    steps: policy steps taken.
-    decision_ms: milliseconds from handing over the observation to having the action, per step.
-    traces: how the policy decoded each action.
+    steps: control ticks until its end. decision_ms: latency of each decision that arrived, as the world has seen it.
+    traces: how the policy decoded each of them. control: how the arm was controlled.
     """
 
     success: bool
     steps: int
     decision_ms: tuple[float, ...]
     traces: tuple[DecodeTrace, ...]
+    control: ControlStatistics
 
 
 def run_episode(
-    env: World, policy: ActionPolicy, init_state: int, watch: Callable[[np.ndarray], None] | None = None
+    env: World,
+    clock: Clock,
+    init_state: int,
+    *,
+    waiting: Waiting = STAND_STILL,
+    latencies: Iterator[float] | None = None,
+    watch: Callable[[np.ndarray], None] | None = None,
 ) -> EpisodeResult:
-    """Runs the episode that starts at official initial state `init_state`, on the lock-step clock.
+    """Runs the episode that starts at official initial state `init_state`.
 
-    watch: is called with every camera frame the policy gets, and with the last one, uint8 `[R, R, 3]`, upside down.
+    clock: holds the policy. waiting: what the arm does without a new action. latencies: what the charged clock charges
+    for one decision after the other, None for what they take. watch: is called with the camera frame of every tick and
+    with the last one, uint8 `[R, R, 3]`, upside down.
     Raises ValueError where a camera policy meets a world without rendering.
     """
-    if not env.rendered and not policy.spec.privileged:
-        raise ValueError(f"policy {policy.spec.policy_id!r} needs a camera; make the environment with render=True")
-    observations, _ = env.reset(options={"init_state": init_state})
-    policy.reset()
-    decision_ms: list[float] = []
-    traces: list[DecodeTrace] = []
-    terminated = truncated = False
-    while not (terminated or truncated):
+    if not env.rendered and not clock.spec.privileged:
+        raise ValueError(f"policy {clock.spec.policy_id!r} needs a camera; make the environment with render=True")
+    tick_ms, lasting = 1e3 / env.control_hz, round(env.control_hz / CONTROL_HZ)
+    arm, log = Arm(waiting, lasting, tick_ms), ControlLog(1e3 / CONTROL_HZ, tick_ms)
+
+    def look() -> np.ndarray:
+        log.moved(env.hand_position)
         image = observations.get("image", NO_IMAGE)
         if watch:
             watch(image)
-        started = time.perf_counter()
-        action = policy.act(Observation(image, env.instruction, captured_at=time.monotonic()))
-        decision_ms.append(1e3 * (time.perf_counter() - started))
-        traces.append(action.trace)
-        observations, _, terminated, truncated, _ = env.step(simulator_action(action))
-    if watch:
-        watch(observations.get("image", NO_IMAGE))
-    return EpisodeResult(terminated, len(decision_ms), tuple(decision_ms), tuple(traces))
+        return image
 
+    def take_answer() -> None:
+        if (answer := clock.collect(tick)) is not None:
+            log.answered(answer, begun=arm.begin(answer, tick))
 
-def simulator_action(action: Action) -> np.ndarray:
-    """A policy's action as LIBERO takes it, float64 `[7]`.
-
-    The pose is passed on as it is. OpenVLA's gripper (1 = open, 0 = closed) is made binary and turned round to the
-    simulator's (-1 = open, +1 = closed): g' = -sign(2g - 1), as `normalize_gripper_action` and `invert_gripper_action`
-    of the original do one after the other.
-    """
-    values = np.asarray(action.values, np.float64).copy()
-    values[6] = -np.sign(2.0 * values[6] - 1.0)
-    return values
+    observations, _ = env.reset(options={"init_state": init_state})
+    image = look()
+    clock.begin(tick_ms, latencies)
+    tick, terminated, truncated = 0, False, False
+    while not (terminated or truncated):
+        clock.wait_for(tick)
+        take_answer()
+        if clock.idle and (waiting.pipelined or not arm.busy(tick)):
+            clock.ask(tick, Observation(image, env.instruction, captured_at=time.monotonic()))
+            take_answer()  # where it costs no time
+        command = arm.command(tick)
+        observations, _, terminated, truncated, _ = env.step(command.values)
+        log.stepped(command)
+        image = look()
+        tick += 1
+    return EpisodeResult(terminated, tick, tuple(log.latencies_ms), tuple(log.traces), log.statistics(clock.pace()))

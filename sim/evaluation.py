@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from policy.results import commit, versions
+from policy.results import command, commit, hardware, versions
 from policy.types import PolicySpec
 from sim.decoding_statistics import DecodingStatistics
 from sim.environments import initial_state_count, task_instruction
-from sim.episode import LOCK_STEP
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
 from sim.sources import PolicySource
+from sim.timing import LOCK_STEP, Timing
 from sim.video import require_encoder
 from sim.workers import EpisodeDone, EpisodeFailed, EpisodeItem, WorkerPool
 
@@ -32,6 +33,7 @@ class EvaluationConfig:
     output: the JSONL file; episodes it holds already are not run again, errors are.
     suites, tasks, init_states: every task of these numbers in every suite, from every one of these initial states.
     workers: processes, each with a simulator of its own.
+    timing: the clock, latencies and what the arm does meanwhile.
     videos: folder for films of the first videos_per_task episodes of each task; None for no films.
     time_limit: seconds after which no further episode is started; a later run goes on.
     """
@@ -42,6 +44,7 @@ class EvaluationConfig:
     init_states: tuple[int, ...] = tuple(range(50))
     workers: int = 1
     protocol: Protocol = OFFICIAL
+    timing: Timing = LOCK_STEP
     videos: Path | None = None
     videos_per_task: int = 1
     time_limit: float = math.inf
@@ -88,12 +91,12 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     for suite, task in dict.fromkeys((item.suite, item.task) for item in items):
         _check_exists(suite, task, config.init_states)
     spec = source.spec()
-    recorder = _Recorder(spec, config.protocol)
+    recorder = _Recorder(spec, config.protocol, config.timing)
     log = EpisodeLog(config.output)
     known = {key for key, record in newest_by_key(log.records).items() if record.outcome is not Outcome.ERROR}
     missing = [item for item in items if recorder.key(item) not in known]
     render = not spec.privileged or config.videos is not None
-    pool = WorkerPool(source, config.workers, render, config.protocol)
+    pool = WorkerPool(source, config.workers, render, config.protocol, config.timing)
     with _Display(len(items), len(missing), progress) as display, pool:
         for item, outcome in pool.run(missing, started + config.time_limit):
             record = recorder.record(item, outcome)
@@ -114,22 +117,24 @@ def _check_exists(suite: str, task: int, init_states: tuple[int, ...]) -> None:
 class _Recorder:
     """Turns outcomes into records; everything that is the same for all episodes is collected once."""
 
-    def __init__(self, spec: PolicySpec, protocol: Protocol) -> None:
+    def __init__(self, spec: PolicySpec, protocol: Protocol, timing: Timing) -> None:
         self._spec = spec
         self._protocol = protocol
-        self._commit = commit()
+        self._timing = (timing.clock, protocol.deviations(), timing.conditions())
+        self._commit, self._hardware, self._command = commit(), hardware(), command()
         self._versions = versions() | {f"policy:{name}": version for name, version in spec.versions.items()}
 
     def key(self, item: EpisodeItem) -> EpisodeKey:
         """What the record of this episode will be found by."""
         spec = self._spec
         policy = (spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder)
-        return EpisodeKey(item.suite, item.task, item.init_state, *policy, LOCK_STEP, self._protocol.deviations())
+        return EpisodeKey(item.suite, item.task, item.init_state, *policy, *self._timing)
 
     def record(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
         """The record of an episode that has just ended."""
         done = outcome if isinstance(outcome, EpisodeDone) else None
         result = done.result if done else None
+        decision_ms, traces = (result.decision_ms, result.traces) if result else ((), ())
         return EpisodeRecord(
             **self.key(item)._asdict(),
             instruction=task_instruction(item.suite, item.task),
@@ -144,9 +149,13 @@ class _Recorder:
             end_reason=_end_reason(outcome),
             error="" if isinstance(outcome, EpisodeDone) else outcome.message,
             steps=result.steps if result else 0,
-            latency=Latency.of(result.decision_ms) if result else None,
-            target_passes=sum(trace.target_passes for trace in result.traces) / result.steps if result else 0.0,
-            decoding=DecodingStatistics.of(result.traces) if result else None,
+            latency=Latency.of(decision_ms) if decision_ms else None,
+            target_passes=float(np.mean([trace.target_passes for trace in traces])) if traces else 0.0,
+            decoding=DecodingStatistics.of(traces),
+            control=result.control if result else None,
+            decision_ms=tuple(round(milliseconds, 3) for milliseconds in decision_ms),
+            hardware=self._hardware,
+            command=self._command,
             seconds=done.seconds if done else 0.0,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )

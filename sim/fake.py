@@ -17,7 +17,8 @@ _STEP_LENGTH = 0.05
 
 
 class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
-    """A point on a line that has to be moved from 0 to the target by the action's first element, 0.05 per step at most.
+    """A point on a line that has to be moved from 0 to the target by the action's first element, 0.05 per step at most
+    (less where the protocol asks for a higher control rate).
 
     Task 0's targets lie within reach of the step limit (initial state i at 0.1 + i / 100); task 1's do not. The image
     is grey, brighter the nearer the target.
@@ -31,15 +32,22 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.rendered = render
         self.renderer = "fake" if render else "none"
         self.instruction = INSTRUCTIONS[task]
-        self.step_limit = protocol.step_limit or STEP_LIMIT
+        self.control_hz = protocol.control_hz
+        self.step_limit = (protocol.step_limit or STEP_LIMIT) * protocol.ticks_per_step
         side = protocol.resolution
         image: dict[str, spaces.Space] = {"image": spaces.Box(0, 255, (side, side, 3), np.uint8)} if render else {}
         self.observation_space: spaces.Space[Any] = spaces.Dict(image)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float64)
         self.steps = 0
         self._side = side
+        self._ticks_per_step = protocol.ticks_per_step
         self._farther = 100.0 * task
         self._position = self._target = 0.0
+
+    @property
+    def hand_position(self) -> np.ndarray:
+        """Where the point is, `[3]`, on the x axis."""
+        return np.array([self._position, 0.0, 0.0])
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,7 +61,7 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Moves the point; solved as soon as it has passed the target."""
-        self._position += _STEP_LENGTH * float(np.clip(action[0], -1.0, 1.0))
+        self._position += _STEP_LENGTH / self._ticks_per_step * float(np.clip(action[0], -1.0, 1.0))
         self.steps += 1
         success = self._position >= self._target
         info = {"success": success, "steps": self.steps}

@@ -17,14 +17,15 @@ import numpy as np
 from gymnasium import spaces
 
 from sim import physics, rendering
-from sim.protocol import OFFICIAL, SETTLE_ACTION, Protocol
+from sim.control_rate import rescaled
+from sim.drift import Drift
+from sim.protocol import CONTROL_HZ, OFFICIAL, SETTLE_ACTION, Protocol
 from sim.suites import Task, find_task
 
 if TYPE_CHECKING:
     from sim.camera import Camera
 
 CAMERA = "agentview"
-CONTROL_HZ = 20
 # Object placement is rejection sampling that gives up at times; robosuite's own wrapper retries for ever.
 _PLACEMENT_ATTEMPTS = 100
 
@@ -52,7 +53,8 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     def __init__(self, suite: str, task: int, *, render: bool = True, protocol: Protocol = OFFICIAL) -> None:
         self.task: Task = find_task(suite, task)
         self.protocol = protocol
-        self.step_limit = protocol.step_limit or self.task.step_limit
+        self.control_hz = protocol.control_hz
+        self.step_limit = (protocol.step_limit or self.task.step_limit) * protocol.ticks_per_step
         self.rendered = render
         self.render_mode = "rgb_array" if render else None
         side = protocol.resolution
@@ -64,6 +66,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self._image: np.ndarray | None = None
         self._frame_wanted = False
         self._ready = False
+        self._drift: Drift | None = None
         self.simulator = self._build_simulator()
         self._shown = np.zeros(self.simulator.sim.model.nq)
         self._pictured = self._shown.copy()
@@ -81,6 +84,11 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     def initial_state_count(self) -> int:
         """Number of official initial states of this task."""
         return len(self._initial_states)
+
+    @property
+    def hand_position(self) -> np.ndarray:
+        """Position `[3]` of the point between the fingers, metres, world frame."""
+        return np.array(self.simulator.sim.data.get_site_xpos("gripper0_grip_site"))
 
     def state(self) -> np.ndarray:
         """Simulator state, float64 `[1 + nq + nv]`: time, positions, velocities. Fixture poses are not in it."""
@@ -139,19 +147,25 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
                 raise ValueError(f"there is no init_state {number} in {where}; choose 0 to {last}")
             self._reset_simulator(self.protocol.simulator_seed)
             self.simulator.set_init_state(self._initial_states[number])
+        self._drift = None
         self._settle()
+        if self.protocol.drift_mm_s:
+            first = 1.0 if (number or 0) % 2 else -1.0  # so that half the initial states set out to either side
+            self._drift = Drift(self.simulator, self.protocol.drift_mm_s / 1e3, first)
         self.steps = 0
         self._ready = True
         return self._observations(), {"success": False, "steps": 0, "init_state": number}
 
     def step(self, action: np.ndarray) -> tuple[Observations, float, bool, bool, dict[str, Any]]:
-        """Runs one control period of 50 ms."""
+        """Runs one control tick: 50 ms, or what the protocol's control rate makes of it."""
         if not self._ready:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         action = np.asarray(action, np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ValueError(f"action must be 7 finite numbers, got {action!r}")
-        success = self._advance(action, frame_wanted=True)
+        if self._drift is not None:
+            self._drift.advance(1.0 / self.control_hz)
+        success = self._advance(rescaled(action, self.control_hz), frame_wanted=True)
         self.steps += 1
         info = {"success": success, "steps": self.steps}
         return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info
@@ -179,6 +193,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
                     has_offscreen_renderer=False,
                     use_camera_obs=False,
                     ignore_done=True,
+                    control_freq=self.control_hz,
                 )
             )
         physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
@@ -195,7 +210,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             _retry_placement(self.simulator.env.reset)
 
     def _settle(self) -> None:
-        count = self.protocol.settle_steps
+        count = self.protocol.settle_steps * self.protocol.ticks_per_step
         for done in range(count):
             self._advance(SETTLE_ACTION, frame_wanted=done == count - 1)
         if count == 0:

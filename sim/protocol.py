@@ -6,6 +6,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+# Rate of LIBERO's demonstrations, and so of the policies trained on them.
+CONTROL_HZ = 20
+# Ticks are whole numbers of physics steps of 2 ms, and long enough to take a picture in.
+CONTROL_RATES = (CONTROL_HZ, 100)
+
 # Sent while the scene settles: no motion, gripper open.
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
@@ -23,12 +28,17 @@ class Protocol:
         given: the poses of fixtures (cabinet, stove) are sampled by the reset and are not part of the state.
     step_limit: policy steps until an episode is cut off; None for the suite's own limit.
     resolution: side of the square camera frame in pixels.
+    control_hz: control ticks per simulated second. A higher rate is a finer resolution of time: an action still lasts
+        1/20 s unless a newer one replaces it, and limits stay the same in simulated time. See `sim.control_rate`.
+    drift_mm_s: speed of the conveyor under the thing that the task is about, 0 for none. See `sim.drift`.
     """
 
     settle_steps: int = 10
     simulator_seed: int = 0
     step_limit: int | None = None
     resolution: int = 256
+    control_hz: int = CONTROL_HZ
+    drift_mm_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.settle_steps <= 1000:
@@ -39,6 +49,15 @@ class Protocol:
             raise ValueError(f"step_limit must be 1..100000, or None for the suite's own limit; got {self.step_limit}")
         if not 16 <= self.resolution <= 4096:
             raise ValueError(f"resolution must be 16..4096 pixels, got {self.resolution}")
+        if self.control_hz not in CONTROL_RATES:
+            raise ValueError(f"control_hz must be one of {', '.join(map(str, CONTROL_RATES))}, got {self.control_hz}")
+        if not 0.0 <= self.drift_mm_s <= 200.0:
+            raise ValueError(f"drift_mm_s must be 0..200, got {self.drift_mm_s}")
+
+    @property
+    def ticks_per_step(self) -> int:
+        """Control ticks in one step of the official control rate."""
+        return self.control_hz // CONTROL_HZ
 
     def deviations(self) -> tuple[str, ...]:
         """Changes to the original script: SEEDED_EVERY_EPISODE, then e.g. `settle_steps=0 (official: 10)`."""

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from sim.control_statistics import ControlStatistics
 from sim.decoding_statistics import DecodingStatistics
 
 FORMAT = 1
@@ -49,6 +50,7 @@ class EpisodeKey(NamedTuple):
     decoder: str
     clock: str
     protocol_deviations: tuple[str, ...]
+    timing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,19 @@ class EpisodeRecord:
     suite, task, init_state: which; task and initial state are numbers from 0. instruction: what the robot was told.
     seed: the simulator's seed at the reset.
     policy_id, checkpoint_hash, unnorm_key, decoder, device, dtype, privileged: from the policy's PolicySpec.
-    clock: how simulated and real time go together, e.g. "lock-step".
+    clock: how simulated and real time go together: "lock-step", "charged" or "real-time". timing: its other conditions,
+        e.g. "latency 150 ms"; empty on the lock-step clock.
     protocol_deviations: what differs from the official protocol. renderer: the GL renderer, "none" where not rendered.
     versions: of the packages that can change a result; the policy's own under "policy:<package>".
     commit: this repository's, "" outside of one.
     outcome, end_reason, error: how it ended; `error` is the message of an exception, "" otherwise.
-    steps: policy steps, settle steps not counted. latency, target_passes: per decision; None and 0 after an error.
+    steps: control ticks, settling not counted. latency, target_passes: per decision; None and 0 after an error.
     seconds: wall time of the episode, reset included. finished_at: UTC, ISO 8601.
     decoding: how the actions came about; None for policies that decode no tokens, after an error and in old files.
+    control: how fresh actions were and how the arm moved; None after an error and in old files.
+    decision_ms: latency of each decision as the world has seen it, a trace that another run can be charged with; empty
+        after an error and in old files.
+    hardware, command: on what it ran and how to run it again; empty in old files.
     """
 
     suite: str
@@ -110,6 +117,11 @@ class EpisodeRecord:
     seconds: float
     finished_at: str
     decoding: DecodingStatistics | None = None
+    timing: tuple[str, ...] = ()
+    control: ControlStatistics | None = None
+    decision_ms: tuple[float, ...] = ()
+    hardware: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

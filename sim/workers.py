@@ -19,13 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from policy.types import ActionPolicy
+from sim.clock import Clock, RealTimeClock, SimulatedClock
 from sim.environments import World, open_environment
 from sim.episode import EpisodeResult, run_episode
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason
 from sim.sources import PolicySource
 from sim.threads import single_threaded_children
+from sim.timing import LOCK_STEP, Timing
 from sim.video import write_video
 
 LOGGER = logging.getLogger(__name__)
@@ -111,11 +112,18 @@ class EpisodeQueue:
 class WorkerPool:
     """Worker processes for one evaluation; use as a context manager, so that none survives it."""
 
-    def __init__(self, source: PolicySource, workers: int, render: bool, protocol: Protocol = OFFICIAL) -> None:
+    def __init__(
+        self,
+        source: PolicySource,
+        workers: int,
+        render: bool,
+        protocol: Protocol = OFFICIAL,
+        timing: Timing = LOCK_STEP,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._workers = workers
-        self._arguments = (source, render, protocol)
+        self._arguments = (source, render, protocol, timing)
         self._running: list[_Worker] = []
 
     def __enter__(self) -> WorkerPool:
@@ -153,8 +161,8 @@ class WorkerPool:
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, source: PolicySource, render: bool, protocol: Protocol) -> None:
-        self._arguments = (source, render, protocol)
+    def __init__(self, source: PolicySource, render: bool, protocol: Protocol, timing: Timing) -> None:
+        self._arguments = (source, render, protocol, timing)
         self.item: EpisodeItem | None = None
         self.start()
 
@@ -199,7 +207,7 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, source: PolicySource, render: bool, protocol: Protocol) -> None:
+def _work(connection: Connection, source: PolicySource, render: bool, protocol: Protocol, timing: Timing) -> None:
     """The life of a worker process: take an episode, run it, send back what became of it, until None comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     bench: _Bench | None = None
@@ -209,7 +217,7 @@ def _work(connection: Connection, source: PolicySource, render: bool, protocol: 
                 if bench:
                     bench.close()
                 try:
-                    bench = _Bench(item, source, render, protocol)
+                    bench = _Bench(item, source, render, protocol, timing)
                 except Exception as error:
                     connection.send(_SetupFailed(f"{item.suite} task {item.task}: {_describe(error)}"))
                     return
@@ -232,23 +240,39 @@ def _work(connection: Connection, source: PolicySource, render: bool, protocol: 
 class _Bench:
     """The world and the policy a worker has open."""
 
-    def __init__(self, item: EpisodeItem, source: PolicySource, render: bool, protocol: Protocol) -> None:
+    def __init__(
+        self, item: EpisodeItem, source: PolicySource, render: bool, protocol: Protocol, timing: Timing
+    ) -> None:
         self.task = (item.suite, item.task)
+        self._timing = timing
+        self._waiting, self._latencies = timing.waiting(), timing.latencies()
         self._env: World = open_environment(item.suite, item.task, render=render, protocol=protocol)
-        self._policy: ActionPolicy = source.open(self._env)
+        self._clock: Clock
+        if timing.clock == "real-time":
+            self._clock = RealTimeClock(lambda: source.open(self._env))
+        else:
+            self._clock = SimulatedClock(source.open(self._env), charges=timing.clock == "charged")
 
     def run(self, item: EpisodeItem) -> EpisodeDone:
         frames: list[np.ndarray] = []
         started = time.perf_counter()
-        result = run_episode(self._env, self._policy, item.init_state, frames.append if item.video else None)
+        result = run_episode(
+            self._env,
+            self._clock,
+            item.init_state,
+            waiting=self._waiting,
+            latencies=self._latencies.of_episode(item.suite, item.task, item.init_state, self._timing.seed),
+            watch=frames.append if item.video else None,
+        )
         seconds = time.perf_counter() - started
         if item.video:
-            ending = f"solved after {result.steps} steps" if result.success else f"not solved in {result.steps} steps"
+            seconds_taken = f"{result.control.simulated_s:.1f} s of simulated time"
+            ending = f"solved after {seconds_taken}" if result.success else f"not solved in {seconds_taken}"
             write_video(item.video, frames, f"{self._env.instruction}: {ending}")
         return EpisodeDone(result, self._env.renderer, seconds)
 
     def close(self) -> None:
-        self._policy.close()
+        self._clock.close()
         self._env.close()
 
 

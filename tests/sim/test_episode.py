@@ -3,9 +3,11 @@ import pytest
 
 from policy.fake import FakePolicy
 from policy.types import Action, DecodeTrace, Observation, PolicySpec
-from sim.episode import run_episode, simulator_action
+from sim.clock import SimulatedClock
+from sim.episode import run_episode
 from sim.fake import STEP_LIMIT, FakeLiberoEnv
 from sim.protocol import Protocol
+from sim.waiting import simulator_action
 
 
 class Forward:
@@ -27,9 +29,13 @@ class Forward:
         pass
 
 
+def lock_step(policy) -> SimulatedClock:
+    return SimulatedClock(policy, charges=False)
+
+
 def test_a_solved_episode():
     policy, frames = Forward(), []
-    result = run_episode(FakeLiberoEnv(0), policy, init_state=10, watch=frames.append)
+    result = run_episode(FakeLiberoEnv(0), lock_step(policy), init_state=10, watch=frames.append)
     assert result.success
     assert result.steps == 4  # target 0.2, 0.05 per step
     assert [trace.target_passes for trace in result.traces] == [3, 3, 3, 3]
@@ -41,16 +47,16 @@ def test_a_solved_episode():
 
 
 def test_an_episode_that_runs_out_of_steps():
-    assert run_episode(FakeLiberoEnv(1), Forward(), 0).steps == STEP_LIMIT
-    cut_off = run_episode(FakeLiberoEnv(1, protocol=Protocol(step_limit=7)), Forward(), 0)
+    assert run_episode(FakeLiberoEnv(1), lock_step(Forward()), 0).steps == STEP_LIMIT
+    cut_off = run_episode(FakeLiberoEnv(1, protocol=Protocol(step_limit=7)), lock_step(Forward()), 0)
     assert (cut_off.success, cut_off.steps) == (False, 7)
 
 
 def test_a_camera_policy_is_not_run_blind():
     blind = FakeLiberoEnv(0, render=False)
     with pytest.raises(ValueError, match="render=True"):
-        run_episode(blind, FakePolicy(), 0)
-    assert run_episode(blind, Forward(privileged=True), 0).success
+        run_episode(blind, lock_step(FakePolicy()), 0)
+    assert run_episode(blind, lock_step(Forward(privileged=True)), 0).success
 
 
 @pytest.mark.parametrize(("openvla", "libero"), [(1.0, -1.0), (0.0, 1.0), (0.996, -1.0), (0.3, 1.0)])
