@@ -2,6 +2,7 @@
 
     python scripts/eval_episodes.py --suites libero_object --endpoint tcp://127.0.0.1:5555 --output runs/object.jsonl
     python scripts/eval_episodes.py --policy expert --initial-states 0-4 --workers 2 --output runs/expert.jsonl
+    python scripts/eval_episodes.py --config configs/eval/eager.yaml --checkpoint DIR --output runs/eager.jsonl
 
 Run it again with the same output to go on where it stopped; episodes that ended in errors are then repeated.
 """
@@ -9,6 +10,7 @@ Run it again with the same output to go on where it stopped; episodes that ended
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,11 +19,13 @@ from rich.console import Console
 
 from bridge.errors import BridgeError
 from policy.results import write_result
+from sim.clock import ClockName
 from sim.evaluation import EvaluationConfig, evaluate
 from sim.protocol import Protocol
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table
+from sim.timing import Timing
 from sim.video import VideoUnavailableError
 from sim.workers import WorkerSetupError
 
@@ -49,6 +53,15 @@ def make_parser() -> ArgumentParser:
     episodes.add_argument("--initial-states", type=str, default="0-49", help="official ones, e.g. 0-49")
     episodes.add_argument("--protocol", type=Protocol, default={}, help="deviations from the official protocol")
     episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
+    timing = parser.add_argument_group("time (see docs/latency.md)")
+    timing.add_argument("--clock", type=ClockName, default="lock-step", help="lock-step, charged or real-time")
+    timing.add_argument(
+        "--latency", type=str, default="measured", help="charged: measured, 150, lognormal:P50,P95 or trace:FILE"
+    )
+    timing.add_argument("--hold", type=float, default=0.0, help="meanwhile: 0 stands still, 1 repeats, between fades")
+    timing.add_argument("--max-age-ms", type=float, default=math.inf, help="older actions are not executed")
+    timing.add_argument("--pipelined", type=bool, default=False, help="look again while an action is executed")
+    timing.add_argument("--timing-seed", type=int, default=0, help="of random latencies")
     results = parser.add_argument_group("results")
     results.add_argument("--output", type=Path, required=True, help="JSONL file, one line per episode")
     results.add_argument("--summary", type=Path | None, default=None, help="JSON file for the table")
@@ -72,6 +85,7 @@ def main() -> None:
             init_states=parse_numbers(chosen.initial_states),
             workers=chosen.workers,
             protocol=Protocol(**chosen.protocol.as_dict()),
+            timing=timing_of(chosen),
             videos=chosen.video,
             videos_per_task=chosen.videos_per_task,
         )
@@ -86,7 +100,7 @@ def main() -> None:
         raise SystemExit(f"cannot evaluate: {error}") from None
     summaries = summarise(records)
     first = records[0]
-    title = f"{first.policy_id}, {first.decoder} decoding, {first.clock} clock"
+    title = ", ".join((first.policy_id, f"{first.decoder} decoding", f"{first.clock} clock", *first.timing))
     if first.privileged:
         title += "; privileged: reads the simulator's state, no camera policy"
     console = Console()
@@ -95,6 +109,13 @@ def main() -> None:
     if chosen.summary:
         shared = conditions(records)
         write_result(chosen.summary, [summary.row() | shared for summary in summaries], headline(summaries))
+
+
+def timing_of(chosen: Namespace) -> Timing:
+    """The options on time as one object. Raises ValueError where they do not go together."""
+    return Timing(
+        chosen.clock, chosen.latency, chosen.hold, chosen.max_age_ms, chosen.pipelined, seed=chosen.timing_seed
+    )
 
 
 @contextlib.contextmanager

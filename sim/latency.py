@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,24 @@ class LatencyTrace:
             return LatencyTrace(**values | {"milliseconds": tuple(map(float, values["milliseconds"]))})
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no latency trace: {error}") from error
+
+
+def trace_of(records: Sequence[EpisodeRecord], note: str = "") -> LatencyTrace:
+    """The latencies of all decisions of one run, episode after episode.
+
+    Raises ValueError without any, for charged latencies, which nobody measured, and for different runs in one.
+    """
+    told = [record for record in newest_by_key(records).values() if record.decision_ms]
+    if not told:
+        raise ValueError("no episode has the latencies of its decisions")
+    kinds = {(r.policy_id, r.decoder, r.device, r.dtype, r.clock, *r.timing) for r in told}
+    if len(kinds) > 1:
+        raise ValueError(f"these are episodes of {len(kinds)} runs, {sorted(kinds)}; give those of one")
+    first = told[0]
+    if first.clock == "charged":
+        raise ValueError("these latencies were charged; give a run on the lock-step or the real-time clock")
+    milliseconds = tuple(value for record in told for value in record.decision_ms)
+    return LatencyTrace(milliseconds, first.policy_id, first.decoder, first.device, first.dtype, note)
 
 
 @cache

@@ -106,6 +106,7 @@ def conditions(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "device": first.device,
         "dtype": first.dtype,
         "clock": first.clock,
+        "timing": list(first.timing),
         "renderer": ", ".join(sorted({record.renderer for record in records if record.renderer})),
         "protocol_deviations": list(first.protocol_deviations),
     }

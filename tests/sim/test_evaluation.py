@@ -8,11 +8,14 @@ from policy.types import Action, ActionPolicy, Observation, PolicySpec
 from sim import evaluation
 from sim.environments import World
 from sim.evaluation import EvaluationConfig, evaluate
+from sim.latency import parse_latencies, trace_of
+from sim.protocol import Protocol
 from sim.records import EndReason, Outcome, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.statistics import SuccessRate
 from sim.suites import UnknownSuiteError
 from sim.summary import conditions, headline, summarise
+from sim.timing import Timing
 from sim.workers import WorkerPool, WorkerSetupError
 
 
@@ -44,7 +47,8 @@ class ForwardSource:
 
 
 def config(tmp_path: Path, **changes) -> EvaluationConfig:
-    return EvaluationConfig(tmp_path / "x.jsonl", ("fake",), **({"tasks": (0, 1), "init_states": (0, 1)} | changes))
+    given = {"output": tmp_path / "x.jsonl", "tasks": (0, 1), "init_states": (0, 1)} | changes
+    return EvaluationConfig(suites=("fake",), **given)
 
 
 def test_an_evaluation_leaves_a_complete_record(tmp_path):
@@ -165,3 +169,41 @@ def test_a_time_limit_leaves_the_rest_to_a_later_run(tmp_path):
     assert len(read_records(tmp_path / "x.jsonl")) == 4
     with pytest.raises(ValueError, match="time_limit must be a positive number of seconds, got 0"):
         config(tmp_path, time_limit=0)
+
+
+def test_time_that_passes_is_part_of_what_was_measured(tmp_path):
+    in_time = evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False)
+    late = config(tmp_path, tasks=(0,), timing=Timing("charged", "200"), protocol=Protocol(step_limit=12))
+    first = evaluate(late, ForwardSource(tmp_path), progress=False)
+    assert [record.outcome for record in in_time] == [Outcome.SUCCESS] * 2
+    assert [(r.clock, r.timing, r.outcome) for r in first] == [
+        ("charged", ("latency 200 ms",), Outcome.SUCCESS),  # two steps of motion, four of waiting each
+        ("charged", ("latency 200 ms",), Outcome.FAILURE),
+    ]
+    assert first[0].control is not None
+    assert (first[0].control.decisions, first[0].control.holds, first[0].steps) == (2, 8, 10)
+    assert (first[0].decision_ms, first[0].latency.p95_ms) == ((200.0, 200.0), 200.0)
+    assert evaluate(late, ForwardSource(tmp_path), progress=False) == first
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+
+
+def test_real_time_is_repeated_from_its_own_file(tmp_path):
+    def run(timing: Timing, name: str):
+        chosen = config(tmp_path, output=tmp_path / name, timing=timing)
+        return evaluate(chosen, ForwardSource(tmp_path), progress=False)
+
+    lived = run(Timing("real-time", hold=0.5), "lived.jsonl")
+    again = run(Timing("charged", f"trace:{tmp_path}/lived.jsonl", hold=0.5), "again.jsonl")
+    assert [record.clock for record in lived] == ["real-time"] * 4
+    for one, other in zip(lived, again, strict=True):
+        assert one.control is not None
+        assert other.control is not None
+        assert (one.outcome, one.steps, one.decision_ms) == (other.outcome, other.steps, other.decision_ms)
+        assert (one.control.holds, one.control.path_m) == (other.control.holds, other.control.path_m)
+    assert trace_of(lived).milliseconds == tuple(ms for record in lived for ms in record.decision_ms)
+    with pytest.raises(ValueError, match="were charged"):
+        trace_of(again)
+    with pytest.raises(ValueError, match="episodes of 2 runs"):
+        trace_of([*lived, *again])
+    with pytest.raises(ValueError, match="no latencies of fake task 0 initial state 9"):
+        parse_latencies(f"trace:{tmp_path}/lived.jsonl").of_episode("fake", 0, 9, 0)

@@ -78,3 +78,17 @@ def test_outcome_and_end_reason_must_agree():
 def test_latency_statistics():
     latency = Latency.of([float(n) for n in range(101)])
     assert (latency.mean_ms, latency.p50_ms, latency.p95_ms, latency.p99_ms) == (50.0, 50.0, 95.0, 99.0)
+
+
+def test_records_of_before_there_were_clocks_can_be_read(tmp_path):
+    new = {"timing", "control", "decision_ms", "hardware", "command"}
+    line = {name: value for name, value in msgspec.json.decode(msgspec.json.encode(RECORD)).items() if name not in new}
+    path = tmp_path / "old.jsonl"
+    path.write_bytes(msgspec.json.encode(line) + b"\n")
+    assert read_records(path) == [RECORD]
+    assert read_records(path)[0].key.timing == ()
+
+
+def test_other_conditions_are_other_episodes():
+    charged = [replace(RECORD, clock="charged", timing=(f"latency {ms} ms",)) for ms in (100, 200)]
+    assert len(newest_by_key([RECORD, *charged])) == 3
