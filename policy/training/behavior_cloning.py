@@ -145,9 +145,8 @@ class BehaviorCloning:
         pixels = training_pixels(batch.frames, config.augmentation) if training else inference_pixels(batch.frames)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits, reading = model(pixels, ids, lengths)
-        return losses(
-            logits, reading, normalized, self.standardizer(batch.privileged), self.action_base, config.objective
-        )
+        scene = self.standardizer(batch.privileged)
+        return losses(logits, reading, normalized, scene, self.action_base, config.objective, self.progress)
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then cosine to `final_rate` of the peak over `progress`."""

@@ -20,6 +20,8 @@ IGNORED = -1
 @dataclass(frozen=True)  # no slots: jsonargparse reads a nested default's __dict__
 class ObjectiveConfig:
     """sigma_bins: width of the Gaussian target over pose bins; a miss by one bin is no miss by a hundred.
+    final_sigma_bins: width at the end. Wide targets teach faster, but a policy trained on them has its best bins nearly
+        tied, so that rounding decides between them; `sigma_at` narrows them late.
     gripper_weight: weight of the gripper's cross-entropy, 1 = as one of seven dimensions.
     auxiliary_weight: weight of the smooth-L1 loss on the privileged scene reading.
     token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate
@@ -27,15 +29,24 @@ class ObjectiveConfig:
     """
 
     sigma_bins: float = 2.0
+    final_sigma_bins: float = 2.0
     gripper_weight: float = 1.0
     auxiliary_weight: float = 0.5
     token_jitter: int = 2
 
     def __post_init__(self) -> None:
-        if self.sigma_bins <= 0:
-            raise ValueError(f"objective.sigma_bins must be positive, got {self.sigma_bins}")
+        if self.sigma_bins <= 0 or self.final_sigma_bins <= 0:
+            raise ValueError(
+                f"objective.sigma_bins and final_sigma_bins must be positive, got {self.sigma_bins} and "
+                f"{self.final_sigma_bins}"
+            )
         if self.gripper_weight < 0 or self.auxiliary_weight < 0 or self.token_jitter < 0:
             raise ValueError(f"objective weights and jitter must not be negative, got {self}")
+
+    def sigma_at(self, progress: float) -> float:
+        """Width after this share of the run: the first one up to 0.5, the final one from 0.9, geometric between."""
+        share = min(1.0, max(0.0, (progress - 0.5) / 0.4))
+        return self.sigma_bins ** (1 - share) * self.final_sigma_bins**share
 
 
 def bin_of(normalized: torch.Tensor) -> torch.Tensor:
@@ -80,18 +91,19 @@ def losses(
     privileged: torch.Tensor,
     action_base: int,
     config: ObjectiveConfig,
+    progress: float,
 ) -> Losses:
     """Loss of a batch.
 
     logits: `[B, 7, V]` over the whole vocabulary (words must learn to lose).
     reading, privileged: `[B, K]`, standardised.
     normalized: `[B, 7]` actions after normalisation by q01/q99 (gripper 0 or 1).
-    action_base: the id one above the highest action id.
+    action_base: the id one above the highest action id. progress: share of the run that is done.
     """
     log_probabilities = F.log_softmax(logits.float(), -1)
     # action ids count down: bin k has id base - k
     by_bin = log_probabilities[..., action_base - BINS : action_base].flip(-1)  # [B, 7, 256]
-    pose_target = soft_targets(normalized[:, :POSE_DIMENSIONS].float(), config.sigma_bins)
+    pose_target = soft_targets(normalized[:, :POSE_DIMENSIONS].float(), config.sigma_at(progress))
     pose = -(pose_target * by_bin[:, :POSE_DIMENSIONS]).sum(-1).mean()
     bins = bin_of(normalized)
     gripper = F.nll_loss(by_bin[:, POSE_DIMENSIONS], bins[:, POSE_DIMENSIONS] - 1)

@@ -48,7 +48,7 @@ def test_loss_falls_to_its_floor_for_the_right_logits_and_words_must_lose():
     right = torch.full((8, 7, vocabulary), -30.0)
     right[:, :6, base - BINS : base] = soft_targets(normalized[:, :6], 2.0).clamp_min(1e-12).log().flip(-1)
     right[torch.arange(8), 6, base - bin_of(normalized)[:, 6]] = 0.0
-    best = losses(right, reading, normalized, reading, base, config)
+    best = losses(right, reading, normalized, reading, base, config, progress=0.0)
     entropy = -(soft_targets(normalized[:, :6], 2.0) * soft_targets(normalized[:, :6], 2.0).clamp_min(1e-12).log()).sum(
         -1
     )
@@ -57,4 +57,11 @@ def test_loss_falls_to_its_floor_for_the_right_logits_and_words_must_lose():
     assert best.near.min() == 1
     wordy = right.clone()
     wordy[..., 5] = 5.0
-    assert losses(wordy, reading, normalized, reading, base, config).total > best.total + 1
+    assert losses(wordy, reading, normalized, reading, base, config, progress=0.0).total > best.total + 1
+
+
+def test_targets_narrow_late():
+    config = ObjectiveConfig(sigma_bins=2.0, final_sigma_bins=0.5)
+    widths = [config.sigma_at(progress) for progress in (0.0, 0.5, 0.7, 0.9, 1.0)]
+    assert widths == pytest.approx([2.0, 2.0, 1.0, 0.5, 0.5])
+    assert ObjectiveConfig().sigma_at(1.0) == ObjectiveConfig().sigma_at(0.0)
