@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
-from policy.decoding.capture import capture_passes
+from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import ActionDecoder, DecodingConfig
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
@@ -84,7 +84,9 @@ class Policy:
         spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
         policy = cls(model, prompter, datasets[key], settings, spec)
         if decoding is not None:
-            policy.decode_with(decoding.build(DrafterMaterial(model, datasets[key], directory)))
+            recorder = GraphRecorder if capture and place.type == "cuda" else None
+            material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
+            policy.decode_with(decoding.build(material))
         report("warming")
         policy.warm()
         report("testing")
@@ -152,9 +154,11 @@ class Policy:
         prompts = [self._prompter.token_ids(observation.instruction) for observation in observations]
         pixels = self._pixels([observation.image for observation in observations]).to(model.device)
         stopwatch.lap("preprocess")
+        sight = Sight(pixels, tuple(observation.instruction for observation in observations))
+        decoder.look(sight)
         features = model.image_features(pixels)
         stopwatch.lap("vision")
-        tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features), sessions, stopwatch)
+        tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features, sight), sessions, stopwatch)
         ids = tokens.numpy()  # [B, 7]
         values = self._statistics.unnormalize(self._action_tokenizer.decode(ids)).astype(np.float32)
         stopwatch.lap("postprocess")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from policy.decoding.cache import CachePool
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.openvla.config import ACTION_DIMENSIONS
 from policy.openvla.model import OpenVLA
@@ -44,6 +44,9 @@ class AutoregressiveDecoder:
 
     def forget(self, session: str) -> None:
         """Nothing is kept between actions, so there is nothing to forget."""
+
+    def look(self, sight: Sight) -> None:
+        """Nobody drafts, so there is nothing to begin with."""
 
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch

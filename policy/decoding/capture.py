@@ -84,6 +84,13 @@ class Captured:
         return recording.output.clone()  # the next replay, of this or of another shape, may write over it
 
 
+def captured(function: Callable[..., Tensor], record: Record | None) -> Callable[..., Tensor]:
+    """`Captured`, or without a recorder the function itself; called alike, with a tuple of tensors first."""
+    if record is None:
+        return lambda tensors, *others: function(*tensors, *others)
+    return Captured(function, record)
+
+
 def capture_passes(model: OpenVLA, record: Record | None = None) -> None:
     """From now on the vision part and the cached passes of the language model are replayed. For inference only.
 

@@ -6,7 +6,7 @@ Knows names and limits, and puts a decoder together. Knows nothing of how any pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from policy.decoding.acceptance import make_rule, rule_settings
 from policy.decoding.autoregressive import AutoregressiveDecoder
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.decoding.stopwatch import Stopwatch
 from policy.drafting.placement import Placement
-from policy.drafting.registry import DRAFTERS, DrafterMaterial, check_drafters
+from policy.drafting.registry import DRAFTERS, HEADS, SEEING_DRAFTERS, DrafterMaterial, check_drafters, check_head
 from policy.openvla.model import OpenVLA
 from policy.results import REPOSITORY
 from policy.types import DecodeTrace
@@ -42,6 +42,9 @@ class ActionDecoder(Protocol):
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""
 
+    def look(self, sight: Sight) -> None:
+        """Drafters that look for themselves may begin, while the target looks, too. May be left out before `decode`."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodingConfig:
@@ -49,6 +52,8 @@ class DecodingConfig:
 
     name: what results call it. decoder: "autoregressive" (the plain reference; nothing below applies) or "speculative".
     drafters: who proposes tokens, see `policy.drafting.registry`; none leaves the first pass without a draft.
+    head: who drafts the rest from the target's features, for the tails "tree" and "head"; None for nobody.
+    weights: folders of trained drafters, by name, where they are not beside the target's weights.
     nodes: most nodes of a token tree. confidence: nodes less probable to be accepted are left out.
     tail: how the rest is drafted after the first pass, see `SpeculativeDecoder`.
     acceptance, tolerance: the rule and its options, see `docs/acceptance.md`.
@@ -57,6 +62,8 @@ class DecodingConfig:
     name: str
     decoder: Literal["autoregressive", "speculative"] = "speculative"
     drafters: tuple[str, ...] = ("previous", "retrieval", "dataset")
+    head: str | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
     nodes: int = 32
     confidence: float = 0.005
     tail: Tail = "tree"
@@ -74,6 +81,16 @@ class DecodingConfig:
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; it must be a probability from 0 to below 1")
         check_drafters(self.drafters)
+        if self.head is not None:
+            check_head(self.head)
+        if (self.head is not None and self.tail not in ("tree", "head")) or (self.head is None and self.tail == "head"):
+            raise ValueError(
+                f'head is {self.head!r} and tail {self.tail!r}; a head needs the tail "tree" or "head", and the tail '
+                f'"head" one of {", ".join(HEADS)}'
+            )
+        trained = {name for name in (*self.drafters, self.head) if name in SEEING_DRAFTERS or name in HEADS}
+        if strangers := sorted(set(self.weights) - trained):
+            raise ValueError(f"weights are given for {', '.join(strangers)}, which nobody here uses or trains")
         rule_settings(self.acceptance, self.tolerance)
 
     @classmethod
@@ -102,12 +119,15 @@ class DecodingConfig:
         """The decoder for a loaded checkpoint."""
         if self.decoder == "autoregressive":
             return AutoregressiveDecoder(material.model)
+        material = replace(material, weights=dict(material.weights) | dict(self.weights))
         rule = make_rule(self.acceptance, self.tolerance, material.statistics, device=material.model.device)
         return SpeculativeDecoder(
             material.model,
             rule,
-            [DRAFTERS[drafter](material) for drafter in self.drafters],
+            [DRAFTERS[drafter](material) for drafter in self.drafters if drafter in DRAFTERS],
             Placement(self.nodes, self.confidence, rule.reach),
             self.tail,
             self.name,
+            [SEEING_DRAFTERS[drafter](material) for drafter in self.drafters if drafter in SEEING_DRAFTERS],
+            None if self.head is None else HEADS[self.head](material),
         )

@@ -17,7 +17,7 @@ UNKNOWN = -1
 class ActionProgress:
     """ids: token ids emitted so far. bins: the same as bins. choices: the bins that the target itself chose there.
     guess: int64 `[7]`, the target's choices for later dimensions as far as drafts that were refused have told them,
-    UNKNOWN elsewhere.
+    UNKNOWN elsewhere. rows: of the last pass, the rows of its logits that chose the tokens it gained.
     """
 
     def __init__(self, action_vocabulary: int) -> None:
@@ -25,6 +25,7 @@ class ActionProgress:
         self.bins: list[int] = []
         self.choices: list[int] = []
         self.guess = np.full(ACTION_DIMENSIONS, UNKNOWN, np.int64)
+        self.rows: tuple[int, ...] = ()
         self._action_vocabulary = action_vocabulary
         self._sources: list[str] = []
         self._accepted: list[int] = []
@@ -43,6 +44,7 @@ class ActionProgress:
         more than 7 passes.
         """
         path = _path_to(draft, last)
+        self.rows = (0, *(1 + node for node in path))  # the root's row is the first
         for node in path:
             self._append(int(emitted[node]), int(drafted_choices[1 + draft.parents[node]]), draft.drafters[node])
         choice = int(choices[1 + last])

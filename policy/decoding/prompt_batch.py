@@ -18,19 +18,30 @@ from policy.openvla.model import OpenVLA
 _LENGTHS = 8
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sight:
+    """What drafters need that look for themselves: pixel values `[B, 6, 224, 224]` on the model's device, B texts."""
+
+    pixels: Tensor
+    instructions: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """Embeddings `[B, S, width]`, padded on the right, and each row's true length, int64 `[B]`, patches included.
 
-    keys: a number for each row that is equal for equal prompts.
+    keys: a number for each row that is equal for equal prompts. sight: only where a drafter looks for itself.
     """
 
     embeddings: Tensor
     lengths: Tensor
     keys: tuple[int, ...]
+    sight: Sight | None = None
 
     @classmethod
-    def embed(cls, model: OpenVLA, prompts: Sequence[Sequence[int]], image_features: Tensor) -> PromptBatch:
+    def embed(
+        cls, model: OpenVLA, prompts: Sequence[Sequence[int]], image_features: Tensor, sight: Sight | None = None
+    ) -> PromptBatch:
         """Splice projected patches `[B, 256, width]` into B prompts, each the ids from BOS to the piece before the
         actions.
 
@@ -41,6 +52,13 @@ class PromptBatch:
                 f"need one prompt of at least BOS per image, got {len(image_features)} images and prompts "
                 f"of lengths {[len(prompt) for prompt in prompts]}"
             )
+        token_ids, lengths = cls.ids(model, prompts)
+        keys = tuple(hash(tuple(prompt)) for prompt in prompts)
+        return cls(model.embed(token_ids, image_features), lengths, keys, sight)
+
+    @staticmethod
+    def ids(model: OpenVLA, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids int64 `[B, T]`, padded on the right, and lengths int64 `[B]` with the patches, on the model's device."""
         highest, vocabulary = max(map(max, prompts)), model.config.language.vocabulary
         if highest >= vocabulary:
             raise ValueError(
@@ -50,6 +68,4 @@ class PromptBatch:
         padding = model.config.pad_token_id
         rows = [list(prompt) + [padding] * (longest - len(prompt)) for prompt in prompts]
         token_ids = torch.tensor(rows, device=model.device)  # [B, longest]
-        lengths = torch.tensor([len(prompt) + PATCHES for prompt in prompts], device=model.device)
-        keys = tuple(hash(tuple(prompt)) for prompt in prompts)
-        return cls(model.embed(token_ids, image_features), lengths, keys)
+        return token_ids, torch.tensor([len(prompt) + PATCHES for prompt in prompts], device=model.device)

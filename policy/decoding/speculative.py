@@ -19,21 +19,24 @@ from torch.nn import functional
 
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.cache import CachePool
+from policy.decoding.head_tail import HeadTail
 from policy.decoding.memory import EpisodeMemory
 from policy.decoding.progress import UNKNOWN, ActionProgress
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.target_passes import TargetPasses
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
 from policy.decoding.verification import verify
-from policy.drafting.base import DraftContext, Drafter
+from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
 from policy.drafting.placement import Placement
 from policy.openvla.config import PATCHES
 from policy.openvla.model import OpenVLA
 from policy.types import DecodeTrace
 
-Tail = Literal["jacobi", "tree", "plain"]
+Tail = Literal["jacobi", "tree", "plain", "head"]
 JACOBI: Final = "jacobi"
+# By drafter, what is proposed to one session: bins int64 `[7]`, or as claims of networks chances float32 `[6, 256]`.
+Proposals = dict[str, np.ndarray]
 
 # The patches of a frame are averaged over a grid of this many cells a side, so that places stay apart.
 _GRID = 4
@@ -50,7 +53,9 @@ class SpeculativeDecoder:
 
     drafters: asked before the prompt is read, and again for the tail "tree"; none means an empty draft.
     placement: merges what they propose into a tree. tail: what drafts the tokens that the first pass left open:
-    "jacobi" (what the target said along refused branches), "tree" (that and the drafters again) or "plain" (nothing).
+    "jacobi" (what the target said along refused branches), "tree" (that, the drafters again and the head if there is
+    one), "head" (it alone) or "plain" (nothing). seeing: asked before the prompt is read; what they said serves the
+    tail "tree", too.
     """
 
     def __init__(
@@ -61,6 +66,8 @@ class SpeculativeDecoder:
         placement: Placement | None = None,
         tail: Tail = JACOBI,
         name: str = "speculative",
+        seeing: Sequence[SeeingDrafter] = (),
+        head: Head | None = None,
     ) -> None:
         self.model = model
         self.name = name
@@ -68,6 +75,9 @@ class SpeculativeDecoder:
         self._drafters = tuple(drafters)
         self._placement = placement or Placement(nodes=DRAFTED_DIMENSIONS, confidence=0.0, reach=rule.reach)
         self._tail = tail
+        self._seeing = tuple(seeing)
+        self._head = head
+        self._looking: tuple[Sight | None, dict[str, Pending]] = (None, {})
         self._memories: dict[str, EpisodeMemory] = {}
         self._caches = CachePool(model)
 
@@ -79,13 +89,21 @@ class SpeculativeDecoder:
         """A new episode of this session begins."""
         self._memories.pop(session, None)
 
+    def look(self, sight: Sight) -> None:
+        """Let drafters that look for themselves begin; `decode` of prompts with this sight uses what they find."""
+        self._looking = (
+            sight,
+            {drafter.name: drafter.look(sight.pixels, sight.instructions) for drafter in self._seeing},
+        )
+
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
         """Action token ids, int64 `[B, 7]` on the host, and one trace per row; laps "prefill" and "decode" on the
         stopwatch.
 
-        Raises ValueError where a session is named twice: its actions would each need the other one first.
+        Raises ValueError where a session is named twice, as its actions would each need the other one first, and where
+        prompts come without the sight that a drafter needs.
         """
         if len(set(sessions)) < len(sessions):
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
@@ -95,19 +113,25 @@ class SpeculativeDecoder:
         pictures = _picture_features(prompts)
         contexts = self._contexts(prompts, memories, pictures)
         proposals = [self._propose(context) for context in contexts]
-        drafts = [self._placement.plan(0, proposal) for proposal in proposals]
+        claims = self._seen(prompts)
+        drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
         progress = [ActionProgress(vocabulary) for _ in sessions]
         passes = TargetPasses(self.model, prompts, self._most_nodes, self._caches)
+        head = None if self._head is None else HeadTail(self._head, prompts)
         tree = TokenTree.of(drafts, self._width(drafts), device)
         logits = passes.prefill(tree)
         self._take(progress, drafts, tree, logits, state)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
-            drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, strict=True)]
+            if head is not None and self._head is not None:
+                head.take(passes, progress)
+                for row, drafted in zip(claims, head.draft(passes, progress), strict=True):
+                    row[self._head.name] = drafted
+            drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
             tree = TokenTree.of(drafts, self._width(drafts), device)
             logits = passes.extend(*_decided(progress, device), tree)
             self._take(progress, drafts, tree, logits, state)
-        traces = self._conclude(progress, contexts, proposals, memories, state, pictures)
+        traces = self._conclude(progress, contexts, proposals, claims, memories, state, pictures)
         stopwatch.lap("decode")
         return torch.tensor([action.ids for action in progress]), traces
 
@@ -120,24 +144,44 @@ class SpeculativeDecoder:
             for memory, row, key in zip(memories, features, prompts.keys, strict=True)
         ]
 
-    def _propose(self, context: DraftContext) -> dict[str, np.ndarray]:
+    def _seen(self, prompts: PromptBatch) -> list[Proposals]:
+        """What drafters that look for themselves say, for each session."""
+        found: list[Proposals] = [{} for _ in prompts.lengths]
+        if not self._seeing:
+            return found
+        if prompts.sight is None:
+            names = ", ".join(drafter.name for drafter in self._seeing)
+            raise ValueError(f"{names} must see the frames; give PromptBatch.embed the sight, too")
+        if self._looking[0] is not prompts.sight:
+            self.look(prompts.sight)
+        for name, pending in self._looking[1].items():
+            for row, claims in zip(found, pending().cpu().numpy(), strict=True):
+                row[name] = claims
+        self._looking = (None, {})
+        return found
+
+    def _propose(self, context: DraftContext) -> Proposals:
         proposed = ((drafter.name, drafter.propose(context)) for drafter in self._drafters)
         return {name: action for name, action in proposed if action is not None}
 
-    def _draft_tail(self, action: ActionProgress, context: DraftContext, proposals: dict[str, np.ndarray]) -> Draft:
+    def _draft_tail(
+        self, action: ActionProgress, context: DraftContext, proposals: Proposals, claims: Proposals
+    ) -> Draft:
         """What to verify next behind the tokens that are decided."""
         start = min(len(action.ids), DRAFTED_DIMENSIONS)
         if self._tail == "plain" or action.done:
             return Draft(start)
+        if self._tail == "head":
+            return self._placement.plan(start, {}, claims)
         guess = self._complete(action.guess, proposals)
         if self._tail == JACOBI:
             tokens = guess[start:DRAFTED_DIMENSIONS]
             unknown = np.flatnonzero(tokens == UNKNOWN)
             return Draft.chain(start, tokens[: unknown[0] if len(unknown) else None].tolist(), JACOBI)
         again = self._propose(context.knowing(action.choices))
-        return self._placement.plan(start, {JACOBI: guess} | again)
+        return self._placement.plan(start, {JACOBI: guess} | again, claims)
 
-    def _complete(self, guess: np.ndarray, proposals: dict[str, np.ndarray]) -> np.ndarray:
+    def _complete(self, guess: np.ndarray, proposals: Proposals) -> np.ndarray:
         """A guess with what it lacks from the first drafter that has an opinion."""
         for proposal in proposals.values():
             guess = np.where(guess == UNKNOWN, proposal, guess)
@@ -166,7 +210,8 @@ class SpeculativeDecoder:
         self,
         progress: list[ActionProgress],
         contexts: list[DraftContext],
-        proposals: list[dict[str, np.ndarray]],
+        proposals: list[Proposals],
+        claims: list[Proposals],
         memories: list[EpisodeMemory],
         state: AcceptanceState,
         pictures: Tensor,
@@ -183,7 +228,7 @@ class SpeculativeDecoder:
             memory.choices.append(chosen)
             for drafter in self._drafters:
                 drafter.observe(context, chosen)
-            self._placement.learn(proposals[row] | {JACOBI: action.guess}, chosen)
+            self._placement.learn(proposals[row] | {JACOBI: action.guess}, chosen, claims[row])
         reasons = self._rule.forced_reasons
         return [
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))

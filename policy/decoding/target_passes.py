@@ -25,7 +25,13 @@ class TargetPasses:
     """Passes over the same prompts, first `prefill` and then any number of `extend`.
 
     nodes: the largest number of nodes of any tree to come. caches: lends the cache for the time of this action.
+
+    hidden: `[B, 1 + N, width]`, after each pass the hidden states that its logits come from.
+    prompt_hidden: `[B, S, width]`, the prompts' hidden states, padding included; there after `prefill`.
     """
+
+    hidden: Tensor
+    prompt_hidden: Tensor
 
     def __init__(self, model: OpenVLA, prompts: PromptBatch, nodes: int, caches: CachePool) -> None:
         self._model = model
@@ -53,6 +59,7 @@ class TargetPasses:
             slots=torch.cat([order, self._node_slots[: tree.nodes].expand(batch, -1)], dim=1),
             mask=torch.cat([self._cache.causal_mask(order), self._node_mask(tree, nothing)], dim=2),
         )
+        self.prompt_hidden = hidden[:, :longest]
         return self._logits(hidden, self._prompts.lengths - 1, tree.nodes)
 
     def extend(self, decided: Tensor, counts: Tensor, tree: TokenTree) -> Tensor:
@@ -99,4 +106,5 @@ class TargetPasses:
         batch, rows, _ = hidden.shape
         wanted = torch.arange(rows - nodes, rows, device=hidden.device).expand(batch, -1)
         wanted = torch.cat([root[:, None], wanted], dim=1)
-        return self._model.logits(hidden.gather(1, wanted[:, :, None].expand(-1, -1, hidden.shape[2])))
+        self.hidden = hidden.gather(1, wanted[:, :, None].expand(-1, -1, hidden.shape[2]))
+        return self._model.logits(self.hidden)

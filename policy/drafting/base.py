@@ -1,15 +1,24 @@
-"""Who proposes actions before the target has been asked: what a drafter is told, and what it may answer.
+"""Who drafts an action: what a drafter is told, and what it may answer.
 
-Knows no network: drafters of this kind cost no forward pass, and their proposals ride in the target's prefill.
+Three kinds. A `Drafter` knows what happened before, and proposes bins on the host. A `SeeingDrafter` is a network that
+looks at the camera frames itself. Both draft before the target is asked, so their drafts ride in the prompt's pass. A
+`Head` is a network that reads the target's features, so it drafts what that pass has left open.
+Networks answer with chances: how probable each bin is to be the target's choice. Knows none of the drafters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from torch import Tensor
+
+Pending = Callable[[], Tensor]
+"""A draft under way on the device. Called once, it gives chances, float32 `[B, 6, 256]`, for dimensions 0..5 (the
+gripper is never drafted): how probable each bin is to be the target's choice; rows of zeros where there is no opinion.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +57,36 @@ class Drafter(Protocol):
 
     def observe(self, context: DraftContext, action: np.ndarray) -> None:
         """Learn what the action, bins int64 `[7]`, came to be in a context without `known`."""
+
+
+class SeeingDrafter(Protocol):
+    """Looks at the frames itself."""
+
+    name: str
+
+    def look(self, pixels: Tensor, instructions: Sequence[str]) -> Pending:
+        """Start to draft for B sessions, and do not wait: meanwhile the target looks, too.
+
+        pixels: float32 `[B, 6, 224, 224]` on the target's device, as the target sees them. instructions: B texts.
+        """
+
+
+class Head(Protocol):
+    """Drafts from the target's features. `read` comes first for every batch of prompts, then any number of `draft`."""
+
+    name: str
+
+    def read(self, embeddings: Tensor, features: Tensor, lengths: Tensor) -> None:
+        """Take in the prompts' pass.
+
+        embeddings, features: `[B, S, width]`, the target's input and its hidden states behind the final norm, padded on
+        the right. lengths: int64 `[B]`.
+        """
+
+    def draft(self, bins: Tensor, features: Tensor, counts: Tensor, fewest: int) -> Tensor:
+        """Chances, float32 `[B, 6, 256]` on the device, of what follows the decided tokens; zeros for what is decided.
+
+        bins: int64 `[B, 5]`, the decided tokens' bins. features: `[B, 5, width]`, the target's hidden states that chose
+        them. counts: int64 `[B]`, how many of these count, at least one; the others may hold anything.
+        fewest: the smallest of the counts, on the host.
+        """

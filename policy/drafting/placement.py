@@ -6,6 +6,8 @@ proposal, separately for actions that the proposal had met so far and for those 
 around a new proposal, estimate how probable each bin is; a node's probability to stand is the product along its path,
 and the most probable nodes are taken. As one path at most is accepted, that maximises the expected number of accepted
 tokens (the argument of Chen et al. 2024, "Sequoia", and Li et al. 2024, "EAGLE-2").
+Drafters that are networks say themselves how probable each bin is. They are believed as far as they have been right:
+what they claim is scaled by how often their best bin was the target's choice, compared to how often they said it would.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +37,9 @@ MOST_OPTIONS = 8
 # A proposal has met the dimensions before exactly, nearly (all within so many bins) or not.
 NEARLY = 3
 STANDINGS = 3
+
+
+_NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Option(NamedTuple):
@@ -60,17 +66,20 @@ class Placement:
         self._confidence = confidence
         self._spacing = tuple(bins // 2 for bins in reach)
         self._counts: dict[str, np.ndarray] = {}
+        self._claims: dict[str, np.ndarray] = {}
 
-    def plan(self, start: int, proposals: Mapping[str, np.ndarray]) -> Draft:
+    def plan(self, start: int, proposals: Mapping[str, np.ndarray], claims: Mapping[str, np.ndarray] = _NONE) -> Draft:
         """The tree for dimensions from `start` on.
 
-        proposals: each drafter's bins, int64 `[7]`, -1 where it has none.
+        proposals: each drafter's bins, int64 `[7]`, -1 where it has none. claims: of drafters that are networks, how
+        probable each bin is to be the target's choice, float32 `[6, 256]`, zeros where there is no opinion.
         """
-        if not proposals or start >= DRAFTED_DIMENSIONS:
+        if start >= DRAFTED_DIMENSIONS or not (proposals or claims):
             return Draft(start)
-        bins = [proposal.tolist() for proposal in proposals.values()]
-        chances = np.stack([self._chances(name) for name in proposals])  # [drafters, 6, 3, offsets]
-        options = lru_cache(maxsize=None)(partial(self._options, list(proposals), bins, chances))
+        bins = [proposal.tolist() for proposal in (*proposals.values(), *map(_best_bins, claims.values()))]
+        tables = [(self._chances(name), 0) for name in proposals]
+        tables += [(self._believed(name, rows), WIDEST_OFFSET) for name, rows in claims.items()]
+        options = lru_cache(maxsize=None)(partial(self._options, [*proposals, *claims], bins, tables))
         growth = _Growth(start, self._confidence)
         nothing = (0,) * len(bins)
         farthest: list[tuple[int, ...]] = []  # by node and drafter, how far off the proposal was at most
@@ -84,8 +93,14 @@ class Placement:
                 growth.offer(options(dimension + 1, standings), node, growth.probabilities[node])
         return growth.draft()
 
-    def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
-        """Count how far proposals were from the target's choices, bins int64 `[7]`; entries of -1 are left out."""
+    def learn(
+        self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, claims: Mapping[str, np.ndarray] = _NONE
+    ) -> None:
+        """Count how far proposals were from the target's choices, bins int64 `[7]`, and how often claims were right.
+        Entries of -1 and rows of zeros are left out.
+        """
+        for name, rows in claims.items():
+            self._learn_claims(name, rows, choices)
         for name, proposal in proposals.items():
             counts = self._counts_of(name)
             proposed = np.flatnonzero(proposal[:DRAFTED_DIMENSIONS] >= 0)
@@ -96,6 +111,27 @@ class Placement:
                 offset = choices[dimension] - proposal[dimension]
                 row[offset + WIDEST_OFFSET if abs(offset) <= WIDEST_OFFSET else -1] += 1.0
 
+    def _learn_claims(self, name: str, rows: np.ndarray, choices: np.ndarray) -> None:
+        best, sums = _best_bins(rows), self._claims_of(name)
+        claimed = np.flatnonzero(best >= 0)
+        for dimension in claimed:
+            before = claimed[claimed < dimension]
+            entry = sums[dimension, _standing(np.abs(choices[before] - best[before]).max(initial=0))]
+            entry *= DECAY
+            entry += (rows[dimension, best[dimension]], best[dimension] == choices[dimension])
+
+    def _claims_of(self, name: str) -> np.ndarray:
+        """Sums `[6, 3, 2]` by dimension and standing: what was claimed for the best bins, how many were right."""
+        if name not in self._claims:
+            self._claims[name] = np.zeros((DRAFTED_DIMENSIONS, STANDINGS, 2))
+        return self._claims[name]
+
+    def _believed(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Claims `[6, 256]` scaled by how right they have been: `[6, 3, 256]` by dimension and standing."""
+        claimed, right = np.moveaxis(self._claims_of(name), 2, 0)  # [6, 3] each
+        trust = (right + PRIOR_WEIGHT) / (claimed + PRIOR_WEIGHT)
+        return np.minimum(rows[:, None, :] * trust[:, :, None], 1.0)
+
     def _counts_of(self, name: str) -> np.ndarray:
         """Counts `[6, 3, 2 * widest + 2]` by dimension, standing and offset, the last for all that is farther off."""
         if name not in self._counts:
@@ -103,13 +139,23 @@ class Placement:
         return self._counts[name]
 
     def _options(
-        self, names: list[str], bins: list[list[int]], chances: np.ndarray, dimension: int, standings: tuple[int, ...]
+        self,
+        names: list[str],
+        bins: list[list[int]],
+        tables: list[tuple[np.ndarray, int]],
+        dimension: int,
+        standings: tuple[int, ...],
     ) -> list[Option]:
-        """Bins for one dimension, the most probable first; standings: of each proposal so far."""
+        """Bins for one dimension, the most probable first.
+
+        tables: each drafter's probabilities `[6, 3, width]`, and where in the padded row of bins they begin; 0 where
+        they lie around the proposal. standings: of each proposal so far.
+        """
         masses = np.zeros((len(names), ACTION_BINS + 2 * WIDEST_OFFSET))  # proposals' surroundings reach over the ends
-        for mass, proposal, chance, standing in zip(masses, bins, chances, standings, strict=True):
+        for mass, proposal, (table, fixed), standing in zip(masses, bins, tables, standings, strict=True):
             if (center := proposal[dimension]) >= 0:
-                mass[center : center + chance.shape[2]] = chance[dimension, standing]
+                first = fixed or center
+                mass[first : first + table.shape[2]] = table[dimension, standing]
         spacing = self._spacing[dimension]
         within = _window_sums(masses[:, WIDEST_OFFSET:-WIDEST_OFFSET], spacing)  # [drafters, 256]
         best = within.max(axis=0)
@@ -177,6 +223,11 @@ class _Growth:
 def _standing(farthest: int) -> int:
     """How well a proposal has met the dimensions before: 0 exactly (or there are none), 1 nearly, 2 not."""
     return 0 if farthest == 0 else 1 if farthest <= NEARLY else 2
+
+
+def _best_bins(claims: np.ndarray) -> np.ndarray:
+    """The most probable bin of each drafted dimension, -1 without an opinion: int64 `[7]` of `[6, 256]`."""
+    return np.append(np.where(claims.any(axis=1), claims.argmax(axis=1), -1), -1)
 
 
 def _prior() -> np.ndarray:

@@ -77,14 +77,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], store: Store | None, mask: Tensor | None) -> Tensor:
         queries = rotate(self._split_heads(self.q_proj(x)), *rotary)  # [B, H, S, D]
-        keys = rotate(self._split_heads(self.k_proj(x)), *rotary)
-        values = self._split_heads(self.v_proj(x))
+        keys, values = self.keys_and_values(x, rotary)
         if store is not None:
             keys, values = store(keys, values)
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
         )
         return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def keys_and_values(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """`[B, H, S, D]` each, of inputs `[B, S, width]`: all that other queries need of these positions."""
+        return rotate(self._split_heads(self.k_proj(x)), *rotary), self._split_heads(self.v_proj(x))
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_size)).transpose(1, 2)

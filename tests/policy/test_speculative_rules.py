@@ -45,10 +45,10 @@ class AnyTrees:
     def __init__(self, data: st.DataObject) -> None:
         self._data = data
 
-    def plan(self, start: int, proposals: Mapping[str, np.ndarray]) -> Draft:
+    def plan(self, start: int, *_: object) -> Draft:
         return self._data.draw(drafts(start=start))
 
-    def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
+    def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, *_: object) -> None:
         assert len(choices) == 7
 
 
@@ -57,14 +57,14 @@ class Chains:
 
     nodes = DRAFTED_DIMENSIONS
 
-    def plan(self, start: int, proposals: Mapping[str, np.ndarray]) -> Draft:
+    def plan(self, start: int, proposals: Mapping[str, np.ndarray], *_: object) -> Draft:
         complete = (
             (name, bins[start:6].tolist()) for name, bins in proposals.items() if bins[start:6].min(initial=0) >= 0
         )
         name, tokens = next(complete, ("", []))
         return Draft.chain(start, tokens, name)
 
-    def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
+    def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, *_: object) -> None:
         assert len(choices) == 7
 
 

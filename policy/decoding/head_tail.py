@@ -1,0 +1,58 @@
+"""A head beside the target while one batch of actions is decoded: gathers the features it drafts from.
+
+Knows which hidden state chose which token. Knows nothing of how the head drafts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from policy.decoding.progress import ActionProgress
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.target_passes import TargetPasses
+from policy.decoding.tree import DRAFTED_DIMENSIONS
+from policy.drafting.base import Head
+
+# A head drafts behind at least one decided token, and at most so many still leave it something to draft.
+DECIDED = DRAFTED_DIMENSIONS - 1
+
+
+class HeadTail:
+    """Made for one batch of prompts; `take` follows every pass of the target, `draft` may follow a `take`."""
+
+    def __init__(self, head: Head, prompts: PromptBatch) -> None:
+        self._head = head
+        self._prompts = prompts
+        self._has_read = False
+        batch, _, width = prompts.embeddings.shape
+        self._features = prompts.embeddings.new_zeros(batch, DECIDED, width)
+
+    def take(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> None:
+        """Keep the hidden states that chose the tokens of the last pass."""
+        source = np.tile(np.arange(DECIDED), (len(progress), 1))  # row by row what is there already
+        for row, action in enumerate(progress):
+            end = len(action.ids)
+            if end <= DECIDED:
+                source[row, end - len(action.rows) : end] = np.array(action.rows) + DECIDED
+        found = torch.cat([self._features, passes.hidden], dim=1)
+        wanted = torch.from_numpy(source).to(found.device)
+        self._features = found.gather(1, wanted[:, :, None].expand(-1, -1, found.shape[2]))
+
+    def draft(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> np.ndarray:
+        """Chances float32 `[B, 6, 256]` on the host; what stands in rows of actions that are done means nothing."""
+        if not self._has_read:
+            self._head.read(self._prompts.embeddings, passes.prompt_hidden, self._prompts.lengths)
+            self._has_read = True
+        counts = [min(len(action.ids), DECIDED) for action in progress]
+        bins = np.zeros((len(progress), DECIDED), np.int64)
+        for row, action, count in zip(bins, progress, counts, strict=True):
+            row[:count] = action.bins[:count]
+        device = self._features.device
+        chances: Tensor = self._head.draft(
+            torch.from_numpy(bins).to(device), self._features, torch.tensor(counts, device=device), min(counts)
+        )
+        return chances.cpu().numpy()
