@@ -1,0 +1,117 @@
+"""How a loaded network is arranged for inference: each measure a switch, and what all do together.
+
+Knows which measures there are and in which order they go. Knows nothing of how tokens are chosen; graphs are a matter
+of `policy.decoding.capture`, which comes after.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+
+from policy.acceleration.float8 import Float8Linear, check_hardware
+from policy.acceleration.fused_language import FusedLanguageModel, FusedLayer
+from policy.openvla.model import OpenVLA
+from policy.openvla.vision import VisionBackbone
+
+Precision = Literal["full", "fp8"]
+Attention = Literal["auto", "math", "efficient", "cudnn"]
+
+_BACKENDS = {
+    "auto": None,
+    "math": SDPBackend.MATH,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+# Each number of tokens that a layer is compiled for counts; with sizes left open, one and "several" are all.
+_COMPILED_VARIANTS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Acceleration:
+    """Measures that leave the function as it is, up to rounding; all but the precision.
+
+    joined: joined projections in the language model. parallel_towers: both vision towers at once, on a GPU.
+    compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. attention:
+    the language model's kernel, PyTorch's choice unless named. precision: "fp8" for 8-bit matrix products in the
+    language model's layers. What changes its layers (the last three) needs them joined.
+    """
+
+    joined: bool = True
+    parallel_towers: bool = True
+    compiled: bool = False
+    attention: Attention = "auto"
+    precision: Precision = "full"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("attention", get_args(Attention)), ("precision", get_args(Precision))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if not self.joined and (self.compiled or self.attention != "auto" or self.precision != "full"):
+            raise ValueError("compiled layers, another attention and fp8 need joined projections; leave joined true")
+
+
+AS_LOADED = Acceleration(joined=False, parallel_towers=False)
+
+
+def accelerate(model: OpenVLA, plan: Acceleration) -> None:
+    """Arrange the model in place, for inference only; before graphs are recorded.
+
+    Raises ValueError for a precision that the model's device or sizes do not allow.
+    """
+    if plan.precision == "fp8":
+        check_hardware(model.device)
+    if plan.joined:
+        model.language_model = FusedLanguageModel(model.language_model, _BACKENDS[plan.attention])
+    if plan.precision == "fp8":
+        for layer in model.language_model.model.layers:
+            _to_float8(layer)
+    if plan.parallel_towers and model.device.type == "cuda":
+        _run_towers_at_once(model.vision_backbone)
+    if plan.compiled:
+        _compile_blocks(model)
+
+
+def _to_float8(layer: nn.Module) -> None:
+    for name, child in list(layer.named_children()):
+        if isinstance(child, nn.Linear):
+            setattr(layer, name, Float8Linear(child))
+
+
+def _run_towers_at_once(backbone: VisionBackbone) -> None:
+    """SigLIP on a stream of its own beside DINOv2; in a graph, two branches. One tower alone leaves half of a large GPU
+    idle at batch 1.
+    """
+    beside = torch.cuda.Stream()
+
+    def forward(pixel_values: Tensor) -> Tensor:
+        dinov2, siglip = pixel_values.split(3, dim=1)
+        here = torch.cuda.current_stream()
+        beside.wait_stream(here)
+        with torch.cuda.stream(beside):
+            second = backbone.fused_featurizer(siglip)
+        first = backbone.featurizer(dinov2)
+        # Memory of either stream is used again by that stream only, and each waits for the other once an image.
+        here.wait_stream(beside)
+        return torch.cat([first, second], dim=2)
+
+    # As with `module.forward = torch.compile(module.forward)`: callers need not know.
+    setattr(backbone, "forward", forward)  # noqa: B010
+
+
+def _compile_blocks(model: OpenVLA) -> None:
+    """One compiled block serves all blocks of its kind, at all lengths: lengths are left open, since a new instruction
+    must not stall a robot while its length is compiled.
+    """
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _COMPILED_VARIANTS)
+    for layer in model.language_model.model.layers:
+        if isinstance(layer, FusedLayer):
+            layer.compile(fullgraph=True, dynamic=True)
+    for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
+        for block in tower.blocks:
+            block.compile(fullgraph=True, dynamic=False)
