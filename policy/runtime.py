@@ -26,7 +26,7 @@ from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
-from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values
+from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values, resolve_image_path
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.results import versions
@@ -219,15 +219,13 @@ def describe_policy(
     prompter: Prompter,
 ) -> PolicySpec:
     """The spec of a policy with a model as loaded; an `image_path` of "auto" is decided by the statistics' name."""
-    if image_path == "auto":
-        image_path = "libero" if unnorm_key.startswith("libero") else "processor"
     rates = [rate for dataset, rate in _CONTROL_HZ.items() if unnorm_key.startswith(dataset)]
     return PolicySpec(
         policy_id=policy_id,
         checkpoint_hash=digest,
         unnorm_key=unnorm_key,
         image_size=(IMAGE_SIDE, IMAGE_SIDE),
-        image_path=image_path,
+        image_path=resolve_image_path(image_path, unnorm_key),
         prompt_template=prompter.template,
         control_hz=rates[0] if rates else 0.0,
         decoder=AutoregressiveDecoder.name,

@@ -90,12 +90,24 @@ class PreprocessorSettings:
 DEFAULT_SETTINGS = PreprocessorSettings()
 
 
+def resolve_image_path(name: Literal["auto", "libero", "processor"], dataset: str) -> ImagePath:
+    """The path itself; "auto" is decided by the name of the data set that the actions' statistics are of."""
+    if name == "auto":
+        return "libero" if dataset.startswith("libero") else "processor"
+    return name
+
+
 def pixel_values(image: np.ndarray, path: ImagePath, settings: PreprocessorSettings = DEFAULT_SETTINGS) -> np.ndarray:
     """The network's input float32 `[3 * towers, 224, 224]` for a camera frame uint8 `[H, W, 3]`, by the named path."""
+    return processor_pixel_values(sized_frame(image, path, settings), settings)
+
+
+def sized_frame(image: np.ndarray, path: ImagePath, settings: PreprocessorSettings = DEFAULT_SETTINGS) -> np.ndarray:
+    """What `pixel_values` normalises: uint8 `[224, 224, 3]` of a camera frame uint8 `[H, W, 3]`, by the named path."""
     if path == "processor":
-        return processor_pixel_values(image, settings)
+        return _resize(_checked(image), settings)
     if path == "libero":
-        return processor_pixel_values(center_crop(libero_frame(image)), settings)
+        return center_crop(libero_frame(image))
     raise ValueError(f"image path is {path!r}; it must be one of {', '.join(get_args(ImagePath))}")
 
 

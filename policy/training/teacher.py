@@ -1,0 +1,104 @@
+"""The target as a drafter's teacher: what it does on a frame, and its hidden states on the way.
+
+Actions are small and kept; hidden states are made anew for every batch, since those of one frame are megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.cache import CachePool
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.target_passes import TargetPasses
+from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
+from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
+from policy.openvla.images import PreprocessorSettings
+from policy.openvla.model import OpenVLA
+from policy.openvla.prompt import Prompter
+from policy.training.frame_library import FrameLibrary
+
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """Float32, of B frames. embeddings, hidden: `[B, S, width]`, the prompts' input and hidden states behind the final
+    norm. lengths: int64 `[B]`. features: `[B, 7, width]`, the hidden states that chose the bins, int64 `[B, 7]`.
+    """
+
+    embeddings: Tensor
+    hidden: Tensor
+    lengths: Tensor
+    features: Tensor
+    bins: Tensor
+
+
+class Teacher:
+    """Inference only. settings: how the target's pixels are normalised."""
+
+    def __init__(self, model: OpenVLA, prompter: Prompter, settings: PreprocessorSettings) -> None:
+        self.model = model
+        self._prompter = prompter
+        self._decoder = AutoregressiveDecoder(model)
+        self._caches = CachePool(model)
+        self._means, self._stds = (
+            torch.tensor(colours, device=model.device).view(1, -1, 1, 1) for colours in (settings.means, settings.stds)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def normalize(self, pictures: Tensor) -> Tensor:
+        """Pixel values `[B, 6, 224, 224]` of pictures `[B, 3, 224, 224]` in 0..1."""
+        return (pictures.repeat(1, self._means.shape[1] // 3, 1, 1) - self._means) / self._stds
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """The same of frames uint8 `[B, 224, 224, 3]`."""
+        return self.normalize(frames.to(self.device).permute(0, 3, 1, 2).float() / 255)
+
+    def prompt_ids(self, instructions: Sequence[str]) -> list[list[int]]:
+        return [self._prompter.token_ids(text) for text in instructions]
+
+    @torch.no_grad()
+    def prompts(self, frames: Tensor, instructions: Sequence[str]) -> PromptBatch:
+        features = self.model.image_features(self.pixels(frames))
+        return PromptBatch.embed(self.model, self.prompt_ids(instructions), features)
+
+    @torch.no_grad()
+    def actions(self, prompts: PromptBatch) -> Tensor:
+        """The greedy choices as bins, int64 `[B, 7]`; an id that is no action token counts as the nearest bin."""
+        ids = torch.stack([step.tokens for step in self._decoder.steps(prompts)], dim=1)
+        return (self.model.config.action_vocabulary - 1 - ids).clamp(0, ACTION_BINS - 1)
+
+    @torch.no_grad()
+    def lesson(self, prompts: PromptBatch, bins: Tensor) -> Lesson:
+        """One pass over prompts and the actions, bins int64 `[B, 7]`, that follow them."""
+        passes = TargetPasses(self.model, prompts, DRAFTED_DIMENSIONS, self._caches)
+        drafts = [Draft.chain(0, row[:DRAFTED_DIMENSIONS], "target") for row in bins.tolist()]
+        passes.prefill(TokenTree.of(drafts, DRAFTED_DIMENSIONS, self.device))
+        states = (prompts.embeddings, passes.prompt_hidden, passes.hidden)
+        embeddings, hidden, features = (state.float() for state in states)
+        return Lesson(embeddings, hidden, prompts.lengths, features, bins)
+
+
+class ActionBook:
+    """The target's actions on a library's frames, asked for when they are first needed."""
+
+    def __init__(self, library: FrameLibrary, teacher: Teacher) -> None:
+        self.library = library
+        self._teacher = teacher
+        self.known = torch.full((len(library), ACTION_DIMENSIONS), _UNKNOWN, dtype=torch.int16)
+
+    def look_up(self, rows: Tensor, prompts: PromptBatch | None = None) -> Tensor:
+        """Bins int64 `[B, 7]` on the teacher's device for rows int64 `[B]`. prompts: of these rows, if at hand."""
+        if (self.known[rows] == _UNKNOWN).any():
+            if prompts is None:
+                prompts = self._teacher.prompts(self.library.frames[rows], self.library.texts(rows))
+            self.known[rows] = self._teacher.actions(prompts).to("cpu", torch.int16)
+        return self.known[rows].long().to(self._teacher.device)
