@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.openvla.images import PreprocessorSettings, center_crop, decode_frame, processor_pixel_values
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
@@ -26,12 +26,16 @@ _FRAMES_AT_ONCE = 32
 class LoggedEpisode:
     """One episode as the language model reads it.
 
-    name: its file's. prompt: token ids. features: projected patches `[T, 256, width]` on the model's device.
+    name: its file's. prompt: token ids of the instruction. features: projected patches `[T, 256, width]` on the model's
+    device. frames: uint8 `[T, 224, 224, 3]`, for drafters that look for themselves. settings: how these are normalised.
     """
 
     name: str
+    instruction: str
     prompt: list[int]
     features: Tensor
+    frames: np.ndarray
+    settings: PreprocessorSettings
 
     @classmethod
     @torch.inference_mode()
@@ -49,13 +53,13 @@ class LoggedEpisode:
         """
         demonstration = Demonstration.load(path)
         count = len(demonstration) if steps is None else min(steps, len(demonstration))
-        features = []
-        for first in range(0, count, _FRAMES_AT_ONCE):
-            chunk = range(first, min(first + _FRAMES_AT_ONCE, count))
-            frames = (center_crop(decode_frame(demonstration.frame_jpeg(step))) for step in chunk)
-            pixels = np.stack([processor_pixel_values(frame, settings) for frame in frames])
-            features.append(model.image_features(torch.from_numpy(pixels).to(model.device)))
-        return cls(path.name, prompter.token_ids(demonstration.meta.instruction), torch.cat(features))
+        frames = np.stack([center_crop(decode_frame(demonstration.frame_jpeg(step))) for step in range(count)])
+        features = [
+            model.image_features(_pixels(frames[first : first + _FRAMES_AT_ONCE], settings).to(model.device))
+            for first in range(0, count, _FRAMES_AT_ONCE)
+        ]
+        instruction = demonstration.meta.instruction
+        return cls(path.name, instruction, prompter.token_ids(instruction), torch.cat(features), frames, settings)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -66,5 +70,12 @@ def replay(model: OpenVLA, episodes: Sequence[LoggedEpisode]) -> Iterator[tuple[
     for step in range(max(map(len, episodes), default=0)):
         running = [episode for episode in episodes if step < len(episode)]
         features = torch.stack([episode.features[step] for episode in running])
-        prompts = PromptBatch.embed(model, [episode.prompt for episode in running], features)
+        pixels = torch.cat([_pixels(episode.frames[step : step + 1], episode.settings) for episode in running])
+        sight = Sight(pixels.to(model.device), tuple(episode.instruction for episode in running))
+        prompts = PromptBatch.embed(model, [episode.prompt for episode in running], features, sight)
         yield prompts, [episode.name for episode in running]
+
+
+def _pixels(frames: np.ndarray, settings: PreprocessorSettings) -> Tensor:
+    """`[B, 6, 224, 224]` of frames uint8 `[B, 224, 224, 3]`."""
+    return torch.from_numpy(np.stack([processor_pixel_values(frame, settings) for frame in frames]))

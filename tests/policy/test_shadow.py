@@ -21,6 +21,7 @@ from policy.decoding.stopwatch import Stopwatch
 from policy.drafting.previous import PreviousAction
 from policy.openvla.action_tokens import ActionStatistics
 from policy.openvla.config import PATCHES
+from policy.openvla.images import PreprocessorSettings
 from policy.openvla.model import OpenVLA
 from policy.types import DecodeTrace
 
@@ -52,7 +53,9 @@ def episode(model: OpenVLA, name: str, steps: int, seed: int = 0) -> LoggedEpiso
     """Features that wander a little from frame to frame, as a camera's do."""
     torch.manual_seed(seed)
     wander = 0.1 * torch.randn(steps, PATCHES, model.config.language.width).cumsum(dim=0)
-    return LoggedEpisode(name, [1, 5, 6], torch.randn(1, *wander.shape[1:]) + wander)
+    features = torch.randn(1, *wander.shape[1:]) + wander
+    frames = np.zeros((len(features), 224, 224, 3), np.uint8)
+    return LoggedEpisode(name, "open", [1, 5, 6], features, frames, PreprocessorSettings())
 
 
 def test_counts_and_units_of_a_known_difference(small_model: OpenVLA) -> None:
