@@ -62,6 +62,6 @@ def test_what_is_no_configuration_is_refused(tmp_path: Path, text: str, complain
 
 def test_an_unknown_name_tells_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match=r"'fast'; name a YAML file or one of autoregressive, corrected, default, exact"
+        ValueError, match=r"'fast'; name a YAML file or one of autoregressive, corrected, default, draft-vla"
     ):
         DecodingConfig.load("fast")
