@@ -33,7 +33,7 @@ def comparison_rows(
         for suite in [*suites, *([ALL_SUITES] if len(suites) > 1 else [])]:
             chosen = [record for record in own if suite in (record.suite, ALL_SUITES)]
             paired = [record for record in records.get(baseline, ()) if suite in (record.suite, ALL_SUITES)]
-            row = {"decoding": name, "suite": suite} | _success(chosen) | _against(chosen, paired)
+            row = {"decoding": name, "suite": suite} | success_columns(chosen) | paired_columns(chosen, paired)
             rows.append(row | _decoding(chosen, bin_sizes))
     return rows
 
@@ -49,7 +49,8 @@ def _solved(records: Sequence[EpisodeRecord]) -> dict[Hashable, bool]:
     }
 
 
-def _success(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+def success_columns(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
+    """Success with Wilson's 95 % interval and mean steps, errors left out; None for numbers that do not exist."""
     valid = _valid(records)
     rate = SuccessRate(sum(record.outcome is Outcome.SUCCESS for record in valid), len(valid))
     low, high = rate.interval()
@@ -64,7 +65,7 @@ def _success(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
     }
 
 
-def _against(records: Sequence[EpisodeRecord], baseline: Sequence[EpisodeRecord]) -> dict[str, Any]:
+def paired_columns(records: Sequence[EpisodeRecord], baseline: Sequence[EpisodeRecord]) -> dict[str, Any]:
     """McNemar's comparison with the baseline; points are percentage points of the success rate."""
     own, theirs = _solved(records), _solved(baseline)
     if not own.keys() & theirs.keys():

@@ -1,0 +1,129 @@
+"""Episodes by the conditions they ran under, and the figures of each condition.
+
+A cell is what an experiment compares: one suite as the protocol has it, one policy and decoder, one clock with its
+latencies. Knows records; does not know how they were run or how they are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sim.comparison import paired_columns, success_columns
+from sim.protocol import SEEDED_EVERY_EPISODE
+from sim.records import EpisodeRecord, Latency, Outcome, newest_by_key
+
+LOCK_STEP = "lock-step"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """The episodes of one condition, at least one.
+
+    world: the suite, and what differs from the official protocol. decoder: how tokens were chosen. time: the clock and
+    its conditions in words, e.g. "charged, latency 150 ms".
+    """
+
+    world: str
+    policy: str
+    decoder: str
+    time: str
+    records: tuple[EpisodeRecord, ...]
+
+    @property
+    def clock(self) -> str:
+        return self.records[0].clock
+
+    @property
+    def latency(self) -> str:
+        """The latency in words: "150 ms", "trace eager 0a1b2c", or the clock's name where there is none to choose."""
+        told = [part for part in self.records[0].timing if part.startswith("latency ")]
+        return told[0].removeprefix("latency ") if told else self.clock
+
+    @property
+    def injected(self) -> bool:
+        """Whether every decision was charged with the same milliseconds."""
+        return self.latency.endswith(" ms") and self.latency.split()[0].replace(".", "", 1).isdigit()
+
+    @property
+    def decision_ms(self) -> np.ndarray:
+        """Latency of every decision of every episode, float64 `[decisions]`; measured ones on the lock-step clock."""
+        return np.concatenate([np.asarray(record.decision_ms, float) for record in self.records])
+
+    @property
+    def control_latency(self) -> Latency:
+        """What the world was made to wait: nothing on the lock-step clock, which stands still."""
+        charged = self.decision_ms
+        return Latency.of(charged.tolist()) if self.clock != LOCK_STEP and len(charged) else Latency(0.0, 0.0, 0.0, 0.0)
+
+    def row(self, baseline: Cell | None) -> dict[str, Any]:
+        """One flat row for a table; None for numbers that do not exist. Paired with `baseline` by initial state."""
+        latency = self.control_latency
+        named = {
+            "world": self.world,
+            "policy": self.policy,
+            "decoder": self.decoder,
+            "time": self.time,
+            "latency_p50_ms": round(latency.p50_ms, 2),
+            "latency_p95_ms": round(latency.p95_ms, 2),
+        }
+        row = named | success_columns(self.records) | self._control()
+        if baseline is not None and baseline is not self:
+            row |= {"baseline": baseline.time} | paired_columns(self.records, baseline.records)
+        return row
+
+    def _control(self) -> dict[str, float | None]:
+        """Means over valid episodes; shares and rates over all their ticks together."""
+        held = [record.control for record in self.records if record.control]
+        ticks = sum(control.ticks for control in held)
+        if not ticks:
+            return {}
+        answered = sum(control.decisions + control.dropped for control in held)
+        seconds = sum(control.simulated_s for control in held)
+        solved = [r.control.simulated_s for r in self.records if r.control and r.outcome is Outcome.SUCCESS]
+        return {
+            "completion_s": round(float(np.mean(solved)), 3) if solved else None,
+            "effective_hz": round(sum(control.decisions for control in held) / seconds, 3),
+            "stale_share": round(sum(control.stale for control in held) / ticks, 4),
+            "hold_share": round(sum(control.holds for control in held) / ticks, 4),
+            "holds_per_episode": round(sum(control.holds for control in held) / len(held), 2),
+            "deadline_miss_share": round(sum(c.deadline_misses for c in held) / answered, 4) if answered else None,
+            "dropped": sum(control.dropped for control in held),
+            "path_m": round(float(np.mean([control.path_m for control in held])), 4),
+            "jerk_m_s3": round(float(np.mean([control.jerk for control in held])), 2),
+            "late_p95_ms": round(max(control.late_p95_ms for control in held), 3),
+            "slipped_ms": round(sum(control.slipped_ms for control in held), 1),
+        }
+
+
+def cells_of(records: Iterable[EpisodeRecord]) -> list[Cell]:
+    """The newest record of every episode, by condition: world by world, decoder by decoder, from fast to slow."""
+    found: dict[tuple[str, str, str, str, str], list[EpisodeRecord]] = {}
+    for record in newest_by_key(records).values():
+        time = ", ".join((record.clock, *record.timing))
+        weights = (record.policy_id, record.checkpoint_hash)
+        found.setdefault((world_of(record), *weights, record.decoder, time), []).append(record)
+    cells = [
+        Cell(world, policy, decoder, time, tuple(group)) for (world, policy, _, decoder, time), group in found.items()
+    ]
+    return sorted(cells, key=lambda cell: (cell.world, cell.policy, cell.decoder, cell.control_latency.p50_ms))
+
+
+def world_of(record: EpisodeRecord) -> str:
+    """The suite and, in words of the protocol, what differs from the official evaluation."""
+    changed = [part.split(" (official")[0] for part in record.protocol_deviations if part != SEEDED_EVERY_EPISODE]
+    return ", ".join((record.suite, *changed))
+
+
+def baseline_of(cell: Cell, cells: Sequence[Cell]) -> Cell:
+    """What a cell is compared with: in the same world, the lock-step clock if it was run, else the least latency."""
+    rivals = [other for other in cells if other.world == cell.world]
+    return min(rivals, key=lambda other: (other.clock != LOCK_STEP, other.control_latency.p50_ms))
+
+
+def rows_of(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """A row for every cell, each paired with its baseline."""
+    return [cell.row(baseline_of(cell, cells)) for cell in cells]

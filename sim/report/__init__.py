@@ -1,0 +1,1 @@
+"""From records of episodes to one page with figures and tables."""
