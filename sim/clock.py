@@ -44,6 +44,9 @@ class Clock(Protocol):
     @property
     def idle(self) -> bool: ...
 
+    def may_be_idle(self, tick: int) -> bool:
+        """Whether the policy can be free in a later tick, as far as is known; then its picture is needed."""
+
     def begin(self, tick_ms: float, latencies: Iterator[float] | None) -> None:
         """A new episode with ticks of this length. latencies: of its decisions in order, None for measured ones."""
 
@@ -82,6 +85,9 @@ class SimulatedClock:
     def idle(self) -> bool:
         return self._pending is None
 
+    def may_be_idle(self, tick: int) -> bool:
+        return self._pending is None or self._due(self._pending) <= tick
+
     def begin(self, tick_ms: float, latencies: Iterator[float] | None) -> None:
         self._tick_ms, self._latencies, self._pending = tick_ms, latencies, None
         self._policy.reset()
@@ -97,7 +103,7 @@ class SimulatedClock:
 
     def collect(self, tick: int) -> Answer | None:
         answer = self._pending
-        if answer is None or tick < answer.asked_at + self._ticks(answer.latency_ms):
+        if answer is None or tick < self._due(answer):
             return None
         self._pending = None
         return answer
@@ -108,8 +114,9 @@ class SimulatedClock:
     def close(self) -> None:
         self._policy.close()
 
-    def _ticks(self, milliseconds: float) -> int:
-        return math.ceil(milliseconds / self._tick_ms) if self._charges else 0
+    def _due(self, answer: Answer) -> int:
+        """The tick in which the answer takes effect."""
+        return answer.asked_at + (math.ceil(answer.latency_ms / self._tick_ms) if self._charges else 0)
 
 
 class RealTimeClock:
@@ -142,6 +149,9 @@ class RealTimeClock:
     @property
     def idle(self) -> bool:
         return self._pending is None
+
+    def may_be_idle(self, tick: int) -> bool:
+        return True
 
     def begin(self, tick_ms: float, latencies: Iterator[float] | None) -> None:
         """Resets the policy and lets the schedule begin now. Raises ValueError for latencies, which are lived here."""

@@ -16,6 +16,7 @@ class World(Protocol):
 
     rendered: bool
     renderer: str
+    picture_next: bool
 
     @property
     def instruction(self) -> str: ...

@@ -81,6 +81,8 @@ def run_episode(
             clock.ask(tick, Observation(image, env.instruction, captured_at=time.monotonic()))
             take_answer()  # where it costs no time
         command = arm.command(tick)
+        may_ask = clock.may_be_idle(tick + 1) and (waiting.pipelined or not arm.busy(tick + 1))
+        env.picture_next = may_ask or watch is not None  # rendering takes most of a tick's time
         observations, _, terminated, truncated, _ = env.step(command.values)
         log.stepped(command)
         image = look()

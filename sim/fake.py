@@ -39,6 +39,7 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         self.observation_space: spaces.Space[Any] = spaces.Dict(image)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float64)
         self.steps = 0
+        self.picture_next = True
         self._side = side
         self._ticks_per_step = protocol.ticks_per_step
         self._farther = 100.0 * task
@@ -57,18 +58,22 @@ class FakeLiberoEnv(gymnasium.Env[dict[str, np.ndarray], np.ndarray]):
         number = (options or {}).get("init_state")
         drawn = self.np_random.uniform(0.0, INITIAL_STATES) if number is None else number
         self._position, self._target, self.steps = 0.0, 0.1 + drawn / 100 + self._farther, 0
+        self._take_picture()
         return self._observations(), {"success": False, "steps": 0, "init_state": number}
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Moves the point; solved as soon as it has passed the target."""
         self._position += _STEP_LENGTH / self._ticks_per_step * float(np.clip(action[0], -1.0, 1.0))
         self.steps += 1
+        if self.picture_next:
+            self._take_picture()
         success = self._position >= self._target
         info = {"success": success, "steps": self.steps}
         return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info
 
     def _observations(self) -> dict[str, np.ndarray]:
-        if not self.rendered:
-            return {}
+        return {"image": self._image} if self.rendered else {}
+
+    def _take_picture(self) -> None:
         brightness = int(255 * np.clip(self._position / self._target, 0.0, 1.0))
-        return {"image": np.full((self._side, self._side, 3), brightness, np.uint8)}
+        self._image = np.full((self._side, self._side, 3), brightness, np.uint8)

@@ -44,6 +44,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
     the step limit is reached (settle steps not counted). `info`: `success` (bool), `steps` (policy steps so far) and,
     after a reset, `init_state` (its number, or None after a random reset).
 
+    picture_next: set it to False where the next steps' pictures are not needed; observations then keep the last one.
     task: number from 0. protocol: the official one unless a deviation is wanted.
     Raises UnknownSuiteError, RenderingUnavailableError, and ValueError for a bad action or initial state.
     """
@@ -67,6 +68,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self._frame_wanted = False
         self._ready = False
         self._drift: Drift | None = None
+        self.picture_next = True
         self.simulator = self._build_simulator()
         self._shown = np.zeros(self.simulator.sim.model.nq)
         self._pictured = self._shown.copy()
@@ -165,7 +167,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             raise ValueError(f"action must be 7 finite numbers, got {action!r}")
         if self._drift is not None:
             self._drift.advance(1.0 / self.control_hz)
-        success = self._advance(rescaled(action, self.control_hz), frame_wanted=True)
+        success = self._advance(rescaled(action, self.control_hz), frame_wanted=self.picture_next)
         self.steps += 1
         info = {"success": success, "steps": self.steps}
         return self._observations(), float(success), success, not success and self.steps >= self.step_limit, info

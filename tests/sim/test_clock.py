@@ -115,6 +115,20 @@ def test_whatever_the_latencies(latencies, pipelined, hold):
         assert control.decisions + control.holds == control.ticks
 
 
+@given(st.lists(st.floats(0.0, 200.0), min_size=1, max_size=8), st.booleans(), st.sampled_from([20, 100]))
+@settings(max_examples=40, deadline=None)
+def test_pictures_that_nobody_asks_for_are_not_missed(latencies, pipelined, hz):
+    def run(watch) -> EpisodeResult:
+        world, clock = FakeLiberoEnv(0, protocol=Protocol(control_hz=hz)), SimulatedClock(Halfway(), charges=True)
+        waiting = Waiting(hold=0.5, max_age_ms=120.0, pipelined=pipelined)
+        return run_episode(world, clock, 20, waiting=waiting, latencies=cycle(latencies), watch=watch)
+
+    frames: list[np.ndarray] = []
+    watched = run(frames.append)  # takes them all
+    assert run(None) == watched
+    assert len(frames) == watched.steps + 1
+
+
 @given(st.floats(0.0, 400.0), st.floats(0.0, 400.0))
 @settings(max_examples=40, deadline=None)
 def test_waiting_longer_never_gets_an_arm_that_stands_still_there_earlier(one, other):
