@@ -64,13 +64,17 @@ class LoggedEpisode:
     def __len__(self) -> int:
         return len(self.features)
 
+    def pixels(self, step: int) -> Tensor:
+        """The network's input `[1, 6, 224, 224]` for one frame, on the host."""
+        return _pixels(self.frames[step : step + 1], self.settings)
+
 
 def replay(model: OpenVLA, episodes: Sequence[LoggedEpisode]) -> Iterator[tuple[PromptBatch, list[str]]]:
     """Step by step, the prompts of all episodes that still run and their names, which serve as sessions."""
     for step in range(max(map(len, episodes), default=0)):
         running = [episode for episode in episodes if step < len(episode)]
         features = torch.stack([episode.features[step] for episode in running])
-        pixels = torch.cat([_pixels(episode.frames[step : step + 1], episode.settings) for episode in running])
+        pixels = torch.cat([episode.pixels(step) for episode in running])
         sight = Sight(pixels.to(model.device), tuple(episode.instruction for episode in running))
         prompts = PromptBatch.embed(model, [episode.prompt for episode in running], features, sight)
         yield prompts, [episode.name for episode in running]

@@ -53,7 +53,7 @@ class DrafterTrainingConfig:
     weight_decay: float = 0.01
     gradient_clip: float = 0.5
     average_decay: float = 0.99
-    feature_weight: float = 0.1
+    feature_weight: float = 1.0
     noise: float = 0.1
     smoothing_bins: float = 0.5
     log_seconds: float = 20.0
