@@ -55,7 +55,7 @@ def check_simulator_actions(recording: Recording) -> None:
     extra.
     """
     try:
-        from sim.episode import simulator_action
+        from sim.waiting import simulator_action
     except ModuleNotFoundError:
         return
     if (actions := recording.array("actions_libero_spatial")) is not None:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from raw_client import FREE_PORT, GatedPolicy, RawClient
+from raw_client import GatedPolicy, RawClient
 
 from bridge.server import PolicyServer
+
+
+def lasting_endpoint() -> str:
+    """A port that nobody takes between a server's end and its restart: below those given to outgoing connections.
+
+    A client that knocks at a closed port of that range now and then connects to itself, and so occupies it.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"tcp://127.0.0.1:{port}"
+    raise RuntimeError("no free port among a hundred")
 
 
 @pytest.fixture
@@ -24,8 +39,8 @@ def serve() -> Iterator[Callable[..., PolicyServer]]:
     """Starts servers that are closed after the test; ready where the policy is given and not its loader."""
     servers: list[PolicyServer] = []
 
-    def start(policy: Any, endpoint: str = FREE_PORT, **settings: Any) -> PolicyServer:
-        server = PolicyServer(policy, endpoint, **settings).start()
+    def start(policy: Any, endpoint: str = "", **settings: Any) -> PolicyServer:
+        server = PolicyServer(policy, endpoint or lasting_endpoint(), **settings).start()
         servers.append(server)
         if not callable(policy):
             server.wait_ready(5)
