@@ -26,7 +26,7 @@ from bridge.errors import BridgeError
 from policy.results import write_result
 from sim.cells import Cell, cells_of, rows_of
 from sim.comparison import success_columns
-from sim.evaluation import EvaluationConfig, evaluate
+from sim.evaluation import EvaluationConfig, evaluate_all
 from sim.records import EpisodeRecord, newest_by_key, read_records
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.suites import parse_numbers
@@ -67,9 +67,10 @@ def main() -> None:
     deadline, console = time.monotonic() + chosen.time_limit, Console()
     try:
         for decoding, conditions in groupby(sweep.conditions(), key=lambda condition: condition.decoding):
-            if time.monotonic() < deadline:
+            if (left := deadline - time.monotonic()) > 0:
+                console.print(f"{decoding}: {left:.0f} s left", highlight=False)
                 with policy_source(decoding, chosen) as source:
-                    run_all(list(conditions), sweep, source, chosen, deadline, console)
+                    evaluate_all([evaluation_of(c, sweep, chosen, left) for c in conditions], source)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {sweep.runs}") from None
     except (ValueError, WorkerSetupError, BridgeError) as error:
@@ -83,24 +84,8 @@ def sweep_of(chosen: Namespace) -> SweepConfig:
     return SweepConfig(**values | {"rows": {name: Row(**row) for name, row in values["rows"].items()}})
 
 
-def run_all(
-    conditions: Sequence[Condition],
-    sweep: SweepConfig,
-    source: PolicySource,
-    chosen: Namespace,
-    deadline: float,
-    console: Console,
-) -> None:
-    """The episodes of these conditions that are not on disk yet, as far as the time goes."""
-    for condition in conditions:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return
-        console.print(f"{condition.file.stem}: {left:.0f} s left", highlight=False)
-        evaluate(evaluation_of(condition, sweep, chosen, left), source)
-
-
 def evaluation_of(condition: Condition, sweep: SweepConfig, chosen: Namespace, seconds: float) -> EvaluationConfig:
+    """The episodes of a condition, as far as the time goes."""
     return EvaluationConfig(
         output=condition.file,
         suites=sweep.suites,
@@ -151,19 +136,17 @@ def report(sweep: SweepConfig, chosen: Namespace, console: Console) -> None:
 
 def headline(sweep: SweepConfig, found: dict[Path, list[EpisodeRecord]], workers: int) -> dict[str, Any]:
     """Success of the named rows over all suites, static and moving, and seconds for 500 lock-step episodes."""
-    by_row: dict[str, dict[str, list[EpisodeRecord]]] = {"static": {}, "moving": {}}
-    free: list[float] = []
-    for condition in sweep.conditions():
-        own = found.get(condition.file, [])
-        kind = "moving" if condition.protocol.drift_mm_s else "static"
-        if condition.row:
-            by_row[kind].setdefault(condition.row, []).extend(own)
-        if kind == "static" and condition.latency in ("0", "lock-step"):
-            free += [record.seconds for record in own]
-    rates = {
-        kind: {name: success_columns(list(newest_by_key(own).values()))["rate"] for name, own in rows.items()}
-        for kind, rows in by_row.items()
-    }
+    rates: dict[str, dict[str, float | None]] = {"static": {}, "moving": {}}
+    for name, row in sweep.rows.items():
+        for drift in sweep.drifts:
+            own = newest_by_key(found.get(sweep.condition(row, drift).file, ())).values()
+            rates["moving" if drift else "static"][name] = success_columns(list(own))["rate"]
+    free = [
+        record.seconds
+        for condition in sweep.conditions()
+        if condition.latency in ("0", "lock-step") and not condition.protocol.drift_mm_s
+        for record in found.get(condition.file, ())
+    ]
     return rates | {"suite_seconds": SUITE_EPISODES * sum(free) / len(free) / workers if free else None}
 
 

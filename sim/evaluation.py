@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +64,7 @@ class EvaluationConfig:
     def items(self) -> list[EpisodeItem]:
         """Every episode, task by task."""
         return [
-            EpisodeItem(suite, task, state, self._video(suite, task, position))
+            EpisodeItem(suite, task, state, self._video(suite, task, position), self.protocol, self.timing)
             for suite in self.suites
             for task in self.tasks
             for position, state in enumerate(self.init_states)
@@ -84,26 +85,61 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
     ValueError for initial states that a task does not have and for an output file of something else.
     """
+    return evaluate_all([config], source, progress=progress)[0]
+
+
+def evaluate_all(
+    configs: Sequence[EvaluationConfig], source: PolicySource, *, progress: bool = True
+) -> list[list[EpisodeRecord]]:
+    """Several evaluations of one policy by the same workers, who keep a world for all evaluations of its protocol.
+
+    Number of workers and time limit are those of the first. Otherwise as `evaluate`, for each of them. Raises
+    ValueError also where two of them would run the same episodes.
+    """
     started = time.monotonic()
-    if config.videos:
-        require_encoder()
-    items = config.items()
-    for suite, task in dict.fromkeys((item.suite, item.task) for item in items):
-        _check_exists(suite, task, config.init_states)
     spec = source.spec()
-    recorder = _Recorder(spec, config.protocol, config.timing)
-    log = EpisodeLog(config.output)
-    known = {key for key, record in newest_by_key(log.records).items() if record.outcome is not Outcome.ERROR}
-    missing = [item for item in items if recorder.key(item) not in known]
-    render = not spec.privileged or config.videos is not None
-    pool = WorkerPool(source, config.workers, render, config.protocol, config.timing)
-    with _Display(len(items), len(missing), progress) as display, pool:
-        for item, outcome in pool.run(missing, started + config.time_limit):
-            record = recorder.record(item, outcome)
-            log.append(record)
-            display.count(record)
-    newest = newest_by_key(log.records)
-    return [newest[key] for item in items if (key := recorder.key(item)) in newest]
+    runs = [_Run(config, spec) for config in configs]
+    episodes = {item: run for run in runs for item in run.items}
+    wanted = sum(len(run.items) for run in runs)
+    if len(episodes) < wanted:
+        raise ValueError(f"{wanted - len(episodes)} episodes are in two of these evaluations; give each once")
+    missing = [item for run in runs for item in run.missing()]
+    filmed = any(config.videos for config in configs)
+    if filmed:
+        require_encoder()
+    pool = WorkerPool(source, configs[0].workers, render=filmed or not spec.privileged)
+    with _Display(wanted, len(missing), progress) as display, pool:
+        for item, outcome in pool.run(missing, started + configs[0].time_limit):
+            display.count(episodes[item].finish(item, outcome))
+    return [run.newest() for run in runs]
+
+
+class _Run:
+    """One evaluation: its episodes, the file of their records and what turns outcomes into them."""
+
+    def __init__(self, config: EvaluationConfig, spec: PolicySpec) -> None:
+        self.items = config.items()
+        for suite, task in dict.fromkeys((item.suite, item.task) for item in self.items):
+            _check_exists(suite, task, config.init_states)
+        self._recorder = _Recorder(spec, config.protocol, config.timing)
+        self._log = EpisodeLog(config.output)
+
+    def missing(self) -> list[EpisodeItem]:
+        """Episodes without a record, or with one of an error."""
+        newest = newest_by_key(self._log.records)
+        known = {key for key, record in newest.items() if record.outcome is not Outcome.ERROR}
+        return [item for item in self.items if self._recorder.key(item) not in known]
+
+    def finish(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
+        """Records an episode that has just ended."""
+        record = self._recorder.record(item, outcome)
+        self._log.append(record)
+        return record
+
+    def newest(self) -> list[EpisodeRecord]:
+        """The newest record of every episode that was ever run."""
+        newest = newest_by_key(self._log.records)
+        return [newest[key] for item in self.items if (key := self._recorder.key(item)) in newest]
 
 
 def _check_exists(suite: str, task: int, init_states: tuple[int, ...]) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,9 +25,8 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Episodes to be run together. row: its name among the sweep's rows, "" for one of the injected latencies."""
+    """Episodes to be run together, and the file of their records."""
 
-    row: str
     decoding: str
     latency: str
     timing: Timing
@@ -67,23 +65,20 @@ class SweepConfig:
         if not (self.suites and self.drifts and (self.rows or (self.decodings and self.latencies))):
             raise ValueError("name at least one suite, one drift and one latency of a decoding, or one row")
         parse_numbers(self.tasks), parse_numbers(self.initial_states)
-        files = [condition.file for condition in self.conditions()]
-        if len(set(files)) < len(files):
-            raise ValueError(f"two conditions would share a file; give every decoding and latency once: {files}")
+        self.conditions()
 
     def conditions(self) -> list[Condition]:
-        """All conditions, those of one decoding together; the static ones before the drifting."""
-        pairs = [("", decoding, latency) for decoding in self.decodings for latency in self.latencies]
-        pairs += [(name, row.decoding, row.latency) for name, row in self.rows.items()]
-        return list(self._conditions(sorted(pairs, key=lambda pair: pair[1])))
+        """All conditions, each once, those of one decoding together."""
+        pairs = {(decoding, latency) for decoding in self.decodings for latency in self.latencies}
+        pairs |= {(row.decoding, row.latency) for row in self.rows.values()}
+        return [self.condition(Row(*pair), drift) for pair in sorted(pairs) for drift in self.drifts]
 
-    def _conditions(self, pairs: list[tuple[str, str, str]]) -> Iterator[Condition]:
-        for name, decoding, latency in pairs:
-            for drift in self.drifts:
-                protocol = Protocol(control_hz=self.control_hz, drift_mm_s=drift)
-                parts = [name or Path(decoding).stem, latency, f"drift {drift:g}" if drift else "static"]
-                file = self.runs / f"{re.sub(r'[^a-z0-9.]+', '-', ' '.join(parts).lower())}.jsonl"
-                yield Condition(name, decoding, latency, self._timing(latency), protocol, file)
+    def condition(self, row: Row, drift: float) -> Condition:
+        """The condition of a decoding and a latency at one speed of the conveyor. Raises ValueError for no latency."""
+        parts = [Path(row.decoding).stem, row.latency, f"drift {drift:g}" if drift else "static"]
+        file = self.runs / f"{re.sub(r'[^a-z0-9.]+', '-', ' '.join(parts).lower())}.jsonl"
+        protocol = Protocol(control_hz=self.control_hz, drift_mm_s=drift)
+        return Condition(row.decoding, row.latency, self._timing(row.latency), protocol, file)
 
     def _timing(self, latency: str) -> Timing:
         if latency == "lock-step":

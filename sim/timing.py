@@ -6,6 +6,7 @@ Knows the options and their names in records. The clocks themselves are in `sim.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -55,6 +56,10 @@ class Timing:
     def latencies(self) -> Latencies:
         """What the charged clock charges."""
         return parse_latencies(self.latency)
+
+    def of_episode(self, suite: str, task: int, init_state: int) -> Iterator[float] | None:
+        """What its decisions are charged, milliseconds one after the other; None for what they take."""
+        return self.latencies().of_episode(suite, task, init_state, self.seed)
 
     def conditions(self) -> tuple[str, ...]:
         """Everything besides the clock that makes two runs the same measurement, for records.

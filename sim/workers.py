@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from sim.clock import Clock, RealTimeClock, SimulatedClock
+from sim.clock import Clock, ClockName, RealTimeClock, SimulatedClock
 from sim.environments import World, open_environment
 from sim.episode import EpisodeResult, run_episode
 from sim.protocol import OFFICIAL, Protocol
@@ -39,6 +40,15 @@ class WorkerSetupError(RuntimeError):
     """A worker could not open its world or reach its policy; every further episode would fail the same way."""
 
 
+class Bench(NamedTuple):
+    """A world and a clock."""
+
+    suite: str
+    task: int
+    protocol: Protocol
+    clock: ClockName
+
+
 @dataclass(frozen=True, slots=True)
 class EpisodeItem:
     """One episode to run. video: where to film it, None for no film."""
@@ -47,6 +57,13 @@ class EpisodeItem:
     task: int
     init_state: int
     video: Path | None = None
+    protocol: Protocol = OFFICIAL
+    timing: Timing = LOCK_STEP
+
+    @property
+    def bench(self) -> Bench:
+        """What a worker has to have open for it."""
+        return Bench(self.suite, self.task, self.protocol, self.timing.clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,55 +92,48 @@ Outcome = EpisodeDone | EpisodeFailed
 
 
 class EpisodeQueue:
-    """Hands out episodes so that a worker stays with its task, since changing it means building a new world."""
+    """Hands out episodes so that a worker stays with its bench, since changing it means building a new world."""
 
     def __init__(self, items: Sequence[EpisodeItem]) -> None:
-        self._waiting: dict[tuple[str, int], list[EpisodeItem]] = {}
-        self._workers: Counter[tuple[str, int]] = Counter()
+        self._waiting: dict[Bench, list[EpisodeItem]] = {}
+        self._workers: Counter[Bench] = Counter()
         for item in items:
-            self._waiting.setdefault((item.suite, item.task), []).append(item)
+            self._waiting.setdefault(item.bench, []).append(item)
 
     def take(self, current: EpisodeItem | None) -> EpisodeItem | None:
         """The next episode for a worker that has just run `current`; None when all are handed out.
 
-        Of the same task, else of a task nobody works on, else of the task with the most episodes left per worker.
+        Of the same bench, else of one nobody works at, else of the one with the most episodes left per worker.
         """
-        task = (current.suite, current.task) if current else None
-        if task is not None and not self._waiting.get(task):
-            self._workers[task] -= 1
-            task = None
-        open_tasks = [key for key, items in self._waiting.items() if items]
-        if not open_tasks:
+        bench = current.bench if current else None
+        if bench is not None and not self._waiting.get(bench):
+            self._workers[bench] -= 1
+            bench = None
+        unfinished = [key for key, items in self._waiting.items() if items]
+        if not unfinished:
             return None
-        if task is None:
-            untouched = [key for key in open_tasks if not self._workers[key]]
-            task = untouched[0] if untouched else max(open_tasks, key=self._episodes_per_worker)
-            self._workers[task] += 1
-        return self._waiting[task].pop(0)
+        if bench is None:
+            untouched = [key for key in unfinished if not self._workers[key]]
+            bench = untouched[0] if untouched else max(unfinished, key=self._episodes_per_worker)
+            self._workers[bench] += 1
+        return self._waiting[bench].pop(0)
 
     def give_back(self, item: EpisodeItem) -> None:
         """Puts an episode first in its line again."""
-        self._waiting[item.suite, item.task].insert(0, item)
+        self._waiting[item.bench].insert(0, item)
 
-    def _episodes_per_worker(self, task: tuple[str, int]) -> float:
-        return len(self._waiting[task]) / self._workers[task]
+    def _episodes_per_worker(self, bench: Bench) -> float:
+        return len(self._waiting[bench]) / self._workers[bench]
 
 
 class WorkerPool:
     """Worker processes for one evaluation; use as a context manager, so that none survives it."""
 
-    def __init__(
-        self,
-        source: PolicySource,
-        workers: int,
-        render: bool,
-        protocol: Protocol = OFFICIAL,
-        timing: Timing = LOCK_STEP,
-    ) -> None:
+    def __init__(self, source: PolicySource, workers: int, render: bool) -> None:
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self._workers = workers
-        self._arguments = (source, render, protocol, timing)
+        self._arguments = (source, render)
         self._running: list[_Worker] = []
 
     def __enter__(self) -> WorkerPool:
@@ -161,8 +171,8 @@ class WorkerPool:
 class _Worker:
     """The parent's end of one worker process."""
 
-    def __init__(self, source: PolicySource, render: bool, protocol: Protocol, timing: Timing) -> None:
-        self._arguments = (source, render, protocol, timing)
+    def __init__(self, source: PolicySource, render: bool) -> None:
+        self._arguments = (source, render)
         self.item: EpisodeItem | None = None
         self.start()
 
@@ -207,17 +217,17 @@ class _Worker:
         self.connection.close()
 
 
-def _work(connection: Connection, source: PolicySource, render: bool, protocol: Protocol, timing: Timing) -> None:
+def _work(connection: Connection, source: PolicySource, render: bool) -> None:
     """The life of a worker process: take an episode, run it, send back what became of it, until None comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    bench: _Bench | None = None
+    bench: _OpenBench | None = None
     try:
         while (item := connection.recv()) is not None:
-            if bench is None or bench.task != (item.suite, item.task):
+            if bench is None or bench.kind != item.bench:
                 if bench:
                     bench.close()
                 try:
-                    bench = _Bench(item, source, render, protocol, timing)
+                    bench = _OpenBench(item.bench, source, render)
                 except Exception as error:
                     connection.send(_SetupFailed(f"{item.suite} task {item.task}: {_describe(error)}"))
                     return
@@ -237,21 +247,17 @@ def _work(connection: Connection, source: PolicySource, render: bool, protocol: 
             bench.close()
 
 
-class _Bench:
+class _OpenBench:
     """The world and the policy a worker has open."""
 
-    def __init__(
-        self, item: EpisodeItem, source: PolicySource, render: bool, protocol: Protocol, timing: Timing
-    ) -> None:
-        self.task = (item.suite, item.task)
-        self._timing = timing
-        self._waiting, self._latencies = timing.waiting(), timing.latencies()
-        self._env: World = open_environment(item.suite, item.task, render=render, protocol=protocol)
+    def __init__(self, kind: Bench, source: PolicySource, render: bool) -> None:
+        self.kind = kind
+        self._env: World = open_environment(kind.suite, kind.task, render=render, protocol=kind.protocol)
         self._clock: Clock
-        if timing.clock == "real-time":
+        if kind.clock == "real-time":
             self._clock = RealTimeClock(lambda: source.open(self._env))
         else:
-            self._clock = SimulatedClock(source.open(self._env), charges=timing.clock == "charged")
+            self._clock = SimulatedClock(source.open(self._env), charges=kind.clock == "charged")
 
     def run(self, item: EpisodeItem) -> EpisodeDone:
         frames: list[np.ndarray] = []
@@ -260,8 +266,8 @@ class _Bench:
             self._env,
             self._clock,
             item.init_state,
-            waiting=self._waiting,
-            latencies=self._latencies.of_episode(item.suite, item.task, item.init_state, self._timing.seed),
+            waiting=item.timing.waiting(),
+            latencies=item.timing.of_episode(item.suite, item.task, item.init_state),
             watch=frames.append if item.video else None,
         )
         seconds = time.perf_counter() - started

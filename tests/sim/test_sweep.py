@@ -16,8 +16,9 @@ def test_every_decoding_meets_every_latency_and_speed():
     )
     found = {condition.file.name: condition for condition in sweep.conditions()}
     assert len(found) == 14
-    eager = found["eager-300-drift-20.jsonl"]
-    assert (eager.row, eager.decoding, eager.protocol.drift_mm_s) == ("eager", "autoregressive", 20.0)
+    eager = found["autoregressive-300-drift-20.jsonl"]
+    assert eager == sweep.condition(sweep.rows["eager"], 20.0)
+    assert (eager.decoding, eager.protocol.drift_mm_s) == ("autoregressive", 20.0)
     assert eager.timing.conditions() == ("latency 300 ms", "hold=0.5")
     assert found["exact-lock-step-static.jsonl"].timing.clock == "lock-step"
     assert found["exact-real-time-static.jsonl"].timing.conditions() == ("hold=0.5",)
@@ -26,9 +27,7 @@ def test_every_decoding_meets_every_latency_and_speed():
     assert order == sorted(order)
 
 
-@pytest.mark.parametrize(
-    "bad", [{"suites": ()}, {"decodings": ()}, {"latencies": ("soon",)}, {"tasks": "x"}, {"latencies": ("5", "5")}]
-)
+@pytest.mark.parametrize("bad", [{"suites": ()}, {"decodings": ()}, {"latencies": ("soon",)}, {"tasks": "x"}])
 def test_senseless_sweeps_are_refused(bad):
-    with pytest.raises(ValueError, match=r"name at least|latency|neither a number|share a file"):
+    with pytest.raises(ValueError, match=r"name at least|latency|neither a number"):
         SweepConfig(Path("runs"), **bad)
