@@ -14,9 +14,9 @@ _Mark = Any
 class Stopwatch:
     """Started when made; `lap` ends a stage.
 
-    On a CUDA device a lap is an event in the stream, so that work counts where it was asked for and nobody waits for it:
-    a host that waited at every lap could not queue the next stage meanwhile, and the step would take longer for being
-    timed. Only `stage_ms` waits.
+    On a CUDA device a lap is an event in the stream, so that work counts where it was asked for and nobody waits for
+    it: a host that waited at every lap could not queue the next stage meanwhile, and the step would take longer for
+    being timed. Only `stage_ms` waits.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -176,6 +176,17 @@ class Widening:
         return Axis(origin, torch.ones(wide))
 
 
+def widened(small: OpenVLA, sizes: TargetSizes) -> OpenVLA:
+    """The wide network in memory, on the small one's device and in its dtype, made there tensor by tensor.
+
+    Raises ValueError for sizes that the small network cannot be widened to.
+    """
+    widening = Widening(small.config, sizes.of(small.config))
+    wide = OpenVLA.from_config(widening.target, device="meta", dtype=small.dtype)
+    wide.load_state_dict(dict(widening.tensors(small.state_dict())), assign=True)
+    return wide.eval()
+
+
 def _tower_part(source: TowerConfig, target: TowerConfig) -> Part:
     stream = Axis.cyclic(source.width, target.width)
     hidden = Axis.cyclic(source.mlp, target.mlp)

@@ -26,7 +26,7 @@ from policy.openvla.prompt import Prompter
 from policy.runtime import Policy
 from policy.training import widened_checkpoint
 from policy.training.repeated_features import Axis
-from policy.training.widen import OPENVLA_7B_SIZES, TargetSizes, Widening
+from policy.training.widen import OPENVLA_7B_SIZES, TargetSizes, Widening, widened
 from policy.training.widened_checkpoint import widen_checkpoint
 from policy.types import Observation
 
@@ -260,3 +260,13 @@ def test_what_cannot_be_written_is_refused(
     with pytest.raises(CheckpointError, match=r"has 0\.0 GB free and the widened checkpoint takes .* GB"):
         widen_checkpoint(small_checkpoint, tmp_path / "wide", TWICE)
     assert not (tmp_path / "wide").exists()
+
+
+@torch.inference_mode()
+def test_a_wide_network_can_be_made_without_a_file(small_model: OpenVLA) -> None:
+    sizes = TargetSizes(text_width=2 * small_model.config.language.width, text_layers=3)
+    made, (expected, _) = widened(small_model, sizes), widen(small_model, sizes)
+    assert made.config == expected.config
+    assert not made.training
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(made.state_dict()[name], tensor), name

@@ -1,0 +1,99 @@
+"""Forward passes alone, for every way to arrange the network: which switch buys what.
+
+Knows how to time a pass. The weights are random, as zeros, of which a widened network is full, multiply faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
+from policy.benchmark.cost import Machine, StepCost
+from policy.benchmark.machine import median_ms
+from policy.decoding.cache import StaticCache
+from policy.decoding.capture import capture_passes
+from policy.openvla.config import IMAGE_SIDE, OpenVLAConfig
+from policy.openvla.model import OpenVLA
+
+# Decided tokens and the smallest tree, which is what most further passes read.
+SHORT_PASS = 14
+TREE_NODES = 32
+_DEVIATION = 0.02
+
+ARRANGEMENTS: dict[str, tuple[Acceleration, bool]] = {
+    "as loaded, eager": (AS_LOADED, False),
+    "as loaded, graphs": (AS_LOADED, True),
+    "joined": (Acceleration(parallel_towers=False), True),
+    "joined, towers at once": (Acceleration(), True),
+    "joined, math attention": (Acceleration(attention="math"), True),
+    "joined, cudnn attention": (Acceleration(attention="cudnn"), True),
+    "compiled": (Acceleration(compiled=True), True),
+    "compiled, towers in turn": (Acceleration(compiled=True, parallel_towers=False), True),
+    "compiled, math attention": (Acceleration(compiled=True, attention="math"), True),
+    "compiled, cudnn attention": (Acceleration(compiled=True, attention="cudnn"), True),
+    "fp8": (Acceleration(precision="fp8"), True),
+    "fp8, compiled": (Acceleration(compiled=True, precision="fp8"), True),
+}
+"""By name, the arrangement and whether passes are replayed as graphs on a GPU."""
+
+
+def random_model(config: OpenVLAConfig, device: torch.device, dtype: torch.dtype) -> OpenVLA:
+    """A network of these sizes with random weights, made on the device in its dtype."""
+    model = OpenVLA.from_config(config, device="meta", dtype=dtype).to_empty(device=device)
+    for parameter in model.parameters():
+        parameter.data.normal_(std=_DEVIATION)
+    return model.eval()
+
+
+@torch.inference_mode()
+def measure_passes(
+    config: OpenVLAConfig, prompt: int, name: str, machine: Machine, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Milliseconds of vision, of the prompt's pass without and with a tree, and of passes of 14 tokens and of one.
+
+    prompt: tokens, patches included. An arrangement that this machine cannot run gives a row with its error.
+    """
+    plan, capture = ARRANGEMENTS[name]
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    try:
+        model = random_model(config, device, dtype)
+        accelerate(model, plan)
+        if capture and device.type == "cuda":
+            capture_passes(model)
+        pixels = torch.randn(1, 6, IMAGE_SIDE, IMAGE_SIDE, device=device, dtype=dtype)
+        cache = StaticCache(config.language, 1, prompt + TREE_NODES + SHORT_PASS, device, dtype)
+        in_a_row = 10 if device.type == "cuda" else 1
+        times = {"vision": median_ms(lambda: model.image_features(pixels), device, in_a_row=in_a_row)}
+        for stage, rows in _pass_rows(prompt).items():
+            work = _pass(model, cache, rows, 0 if rows >= prompt else prompt)
+            times[stage] = median_ms(work, device, in_a_row=in_a_row)
+    except (RuntimeError, ValueError) as error:
+        return {"arrangement": name, "error": str(error).splitlines()[0]}
+    cost = StepCost(config, prompt, dtype.itemsize, plan.precision == "fp8")
+    bounds = {"vision": machine.milliseconds(cost.vision())} | {
+        stage: machine.milliseconds(cost.language(rows), cost.float8) for stage, rows in _pass_rows(prompt).items()
+    }
+    row: dict[str, Any] = {"arrangement": name} | {f"{stage}_ms": milliseconds for stage, milliseconds in times.items()}
+    row |= {f"{stage}_percent_of_bound": 100 * bounds[stage] / times[stage] for stage in times}
+    memory = torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None
+    return row | {"total_s": time.perf_counter() - began, "memory_gb": memory}
+
+
+def _pass_rows(prompt: int) -> dict[str, int]:
+    return {"prefill": prompt, "prefill_tree": prompt + TREE_NODES, "short_pass": SHORT_PASS, "one_token": 1}
+
+
+def _pass(model: OpenVLA, cache: StaticCache, rows: int, start: int) -> Callable[[], Tensor]:
+    """A pass of `rows` tokens from the slot `start` on, up to the logits of the last one."""
+    embeddings = torch.randn(1, rows, model.config.language.width, device=model.device, dtype=model.dtype)
+    slots = torch.arange(start, start + rows, device=model.device)[None]
+    mask = cache.causal_mask(slots)
+    return lambda: model.logits(model.language_model(embeddings, slots, cache, slots, mask)[:, -1])
