@@ -155,7 +155,7 @@ class SpeculativeDecoder:
         if self._looking[0] is not prompts.sight:
             self.look(prompts.sight)
         for name, pending in self._looking[1].items():
-            for row, claims in zip(found, pending().cpu().numpy(), strict=True):
+            for row, claims in zip(found, pending(), strict=True):
                 row[name] = claims
         self._looking = (None, {})
         return found

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-Pending = Callable[[], Tensor]
-"""A draft under way on the device. Called once, it gives chances, float32 `[B, 6, 256]`, for dimensions 0..5 (the
+Pending = Callable[[], np.ndarray]
+"""A draft under way on the device. Called, it waits and gives chances, float32 `[B, 6, 256]`, for dimensions 0..5 (the
 gripper is never drafted): how probable each bin is to be the target's choice; rows of zeros where there is no opinion.
 """
 

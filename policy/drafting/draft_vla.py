@@ -63,18 +63,20 @@ class DraftVLA:
     def look(self, pixels: Tensor, instructions: Sequence[str]) -> Pending:
         prompts = self._prompts(tuple(instructions))
         if self._stream is None:
-            chances = self._draft((pixels, *prompts))
+            chances = self._draft((pixels, *prompts)).numpy()
             return lambda: chances
-        stream = self._stream
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            aside = self._draft((pixels, *prompts))
-            pixels.record_stream(stream)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            drafted = self._draft((pixels, *prompts))
+            pixels.record_stream(self._stream)
+            # Copied here, too: on the target's stream it would wait for the target's towers.
+            host = torch.empty(drafted.shape, dtype=drafted.dtype, pin_memory=True)
+            host.copy_(drafted, non_blocking=True)
+            done = self._stream.record_event()
 
-        def wait() -> Tensor:
-            torch.cuda.current_stream().wait_stream(stream)
-            aside.record_stream(torch.cuda.current_stream())
-            return aside
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return host.numpy()
 
         return wait
 

@@ -20,7 +20,6 @@ from policy.openvla.action_tokens import ActionStatistics
 from policy.openvla.checkpoint import save_checkpoint
 from policy.openvla.config import ACTION_BINS, OpenVLAConfig
 from policy.openvla.model import OpenVLA
-from policy.openvla.prompt import Prompter
 from policy.training.augmentation import jitter_colors
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.teacher import ActionBook, Teacher
@@ -68,9 +67,9 @@ class DraftVLAStudent:
 
     def claims(self, network: nn.Module, book: ActionBook, rows: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(network, OpenVLA)
-        prompter = Prompter(self._directory, maximum_tokens=network.config.maximum_tokens)
         pixels = self._teacher.pixels(book.library.frames[rows])
-        return DraftVLA(network, prompter).look(pixels, book.library.texts(rows))(), book.look_up(rows)
+        prompts = PromptBatch.ids(network, self._teacher.prompt_ids(book.library.texts(rows)))
+        return DraftVLA(network, self._teacher.prompter).chances(pixels, *prompts), book.look_up(rows)
 
     def save(self, network: nn.Module, directory: Path) -> None:
         assert isinstance(network, OpenVLA)

@@ -43,7 +43,7 @@ class Teacher:
 
     def __init__(self, model: OpenVLA, prompter: Prompter, settings: PreprocessorSettings) -> None:
         self.model = model
-        self._prompter = prompter
+        self.prompter = prompter
         self._decoder = AutoregressiveDecoder(model)
         self._caches = CachePool(model)
         self._means, self._stds = (
@@ -63,7 +63,7 @@ class Teacher:
         return self.normalize(frames.to(self.device).permute(0, 3, 1, 2).float() / 255)
 
     def prompt_ids(self, instructions: Sequence[str]) -> list[list[int]]:
-        return [self._prompter.token_ids(text) for text in instructions]
+        return [self.prompter.token_ids(text) for text in instructions]
 
     @torch.no_grad()
     def prompts(self, frames: Tensor, instructions: Sequence[str]) -> PromptBatch:
