@@ -54,16 +54,15 @@ class DraftVLAStudent:
         frames = book.library.frames[rows].to(self._teacher.device)
         pictures = jitter_colors(frames.permute(0, 3, 1, 2).float() / 255, self._config.augmentation)
         token_ids, lengths = self._token_ids(book.library.texts(rows), bins)
-        hidden = network(self._teacher.normalize(pictures), token_ids)
         # The hidden state at a prompt's last position tells the first action token.
         where = lengths[:, None] - 1 + torch.arange(DRAFTED_DIMENSIONS, device=lengths.device)
-        logits = network.logits(hidden.gather(1, where[:, :, None].expand(-1, -1, hidden.shape[2])))
-        # Over the whole vocabulary: words must learn to lose.
-        by_bin = functional.log_softmax(logits, dim=-1)[
-            :, :, self._action_vocabulary - ACTION_BINS : self._action_vocabulary
-        ].flip(-1)
-        total = -(self._wanted(bins) * by_bin).sum(dim=-1).mean()
-        return {"total": total}
+        with self._teacher.mixed_precision():
+            hidden = network(self._teacher.normalize(pictures), token_ids)
+            logits = network.logits(hidden.gather(1, where[:, :, None].expand(-1, -1, hidden.shape[2])))
+        # Over the whole vocabulary, so that words learn to lose; ids count down where bins count up.
+        end = self._action_vocabulary
+        by_bin = functional.log_softmax(logits, dim=-1)[:, :, end - ACTION_BINS : end].flip(-1)
+        return {"total": -(self._wanted(bins) * by_bin).sum(dim=-1).mean()}
 
     def claims(self, network: nn.Module, book: ActionBook, rows: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(network, OpenVLA)

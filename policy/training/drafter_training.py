@@ -125,8 +125,7 @@ class DrafterTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         rows = torch.randint(len(self.training.library), (config.resolved_batch_size,))
-        with self._autocast():
-            losses = self.student.losses(self.network, self.training, rows)
+        losses = self.student.losses(self.network, self.training, rows)
         losses["total"].backward()
         clip_grad_norm_(self.network.parameters(), config.gradient_clip)
         self.optimizer.step()
@@ -162,8 +161,7 @@ class DrafterTraining:
         order = torch.randperm(len(self.validation.library), generator=torch.Generator().manual_seed(0))
         scores = []
         for rows in order[: self.config.validation_frames].split(32):
-            with self._autocast():
-                claims, bins = self.student.claims(self.average.module, self.validation, rows)
+            claims, bins = self.student.claims(self.average.module, self.validation, rows)
             scores.append((len(rows), AcceptanceScore.of(claims, bins, self.student.start)))
         return average(scores)
 
@@ -237,9 +235,6 @@ class DrafterTraining:
     @property
     def _actions_file(self) -> Path:
         return self.folder / "actions.pt"
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

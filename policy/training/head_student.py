@@ -40,14 +40,16 @@ class HeadStudent:
     def losses(self, network: nn.Module, book: ActionBook, rows: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, HeadNetwork)
         lesson = self._lesson(book, rows)
-        predicted, dimensions = self._predict(network, self._with_noise(lesson))
+        with self._teacher.mixed_precision():
+            predicted, dimensions = self._predict(network, self._with_noise(lesson))
+        predicted = predicted.float()
         counted = dimensions < DRAFTED_DIMENSIONS
         dimensions = dimensions.clamp(max=DRAFTED_DIMENSIONS - 1)
         bins = lesson.bins.gather(1, dimensions)
         logits = self._rows.logits(predicted)
         tokens = functional.cross_entropy(logits[counted], bins[counted])
         wanted = lesson.features.gather(1, dimensions[:, :, None].expand_as(predicted))
-        features = functional.smooth_l1_loss(predicted[counted].float(), wanted[counted])
+        features = functional.smooth_l1_loss(predicted[counted], wanted[counted])
         return {"total": tokens + self._config.feature_weight * features, "tokens": tokens, "features": features}
 
     def claims(self, network: nn.Module, book: ActionBook, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,10 @@ class Teacher:
     def device(self) -> torch.device:
         return self.model.device
 
+    def mixed_precision(self) -> torch.autocast:
+        """For students: they are float32 and compute in bfloat16 on a GPU. The target itself runs as it serves."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pixel values `[B, 6, 224, 224]` of pictures `[B, 3, 224, 224]` in 0..1."""
         return (pictures.repeat(1, self._means.shape[1] // 3, 1, 1) - self._means) / self._stds

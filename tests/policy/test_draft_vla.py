@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from small_openvla import INSTRUCTIONS, statistics_json
+from torch import Tensor
 
 from policy.decoding.acceptance.exact import Exact
+from policy.decoding.capture import Recording
 from policy.decoding.config import DecodingConfig
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.speculative import SpeculativeDecoder
@@ -28,12 +31,23 @@ from policy.runtime import Policy
 from policy.types import Observation
 
 
+class RunAgain:
+    """Records as a graph does: the function runs again on its own buffers."""
+
+    def __call__(self, function: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Recording:
+        output = function()
+        return Recording(inputs, output, lambda: output.copy_(function()))
+
+
 @torch.inference_mode()
-def test_a_model_that_drafts_for_itself_needs_one_pass(acting_model: OpenVLA, acting_checkpoint: Path) -> None:
+@pytest.mark.parametrize("record", [None, RunAgain()])
+def test_a_model_that_drafts_for_itself_needs_one_pass(
+    acting_model: OpenVLA, acting_checkpoint: Path, record: RunAgain | None
+) -> None:
     rule, prompter = Exact(), Prompter(acting_checkpoint)
     model = copy.deepcopy(acting_model)
     model.language_model.lm_head.weight *= 30.0  # as sure of itself as a trained one
-    drafter = DraftVLA(model, prompter)
+    drafter = DraftVLA(model, prompter, record)
     decoder = SpeculativeDecoder(acting_model, rule, (), Placement(6, 0.0, rule.reach), seeing=[drafter])
     pixels = torch.randn(2, 6, 224, 224, generator=torch.Generator().manual_seed(0))
     prompts = [prompter.token_ids(text) for text in INSTRUCTIONS]

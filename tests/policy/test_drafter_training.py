@@ -92,6 +92,18 @@ def test_a_drafter_learns_its_target_by_heart_and_saves_passes(
     assert np.mean(passes) < 5
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["eagle", "parallel", "draft-vla"])
+def test_mixed_precision_as_on_a_gpu(
+    config: DrafterTrainingConfig, monkeypatch: pytest.MonkeyPatch, kind: str, dtype: str
+) -> None:
+    monkeypatch.setattr(Teacher, "mixed_precision", lambda self: torch.autocast("cpu", torch.bfloat16))
+    training = DrafterTraining(replace(config, kind=kind, dtype=dtype, max_steps=2), lambda line: None)
+    training.run()
+    assert training.step == 2
+    assert all(value.isfinite().all() for value in training.network.state_dict().values())
+
+
 @pytest.mark.parametrize("kind", ["eagle", "draft-vla"])
 def test_a_training_cut_short_goes_on(config: DrafterTrainingConfig, kind: str) -> None:
     first = DrafterTraining(replace(config, kind=kind, max_steps=3), lambda line: None)
