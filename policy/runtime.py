@@ -16,10 +16,11 @@ from typing import Literal, cast
 import numpy as np
 import torch
 
+from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import ActionDecoder, DecodingConfig
-from policy.decoding.prompt_batch import PromptBatch, Sight
+from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
@@ -35,6 +36,9 @@ from policy.types import Action, Observation, PolicySpec
 State = Literal["loading", "warming", "testing", "ready", "closed"]
 
 _PROBE_INSTRUCTION = "pick up the object"
+# Passes are recorded beforehand for prompts of its length and up to so many ids more.
+_LONGER_PROMPTS = 24
+_BEGINNING = 1  # an id that every vocabulary has
 # LIBERO's demonstrations are recorded at 20 Hz, BridgeData V2 at 5 Hz; other datasets' rates are not in any checkpoint.
 _CONTROL_HZ = {"libero": 20.0, "bridge": 5.0}
 
@@ -58,6 +62,7 @@ class Policy:
         image_path: Literal["auto", "libero", "processor"] = "auto",
         decoding: DecodingConfig | None = None,
         capture: bool = True,
+        acceleration: Acceleration = AS_LOADED,
         on_state: Callable[[State], None] | None = None,
     ) -> Policy:
         """Load, check, warm and test the policy of a checkpoint; what comes back is ready.
@@ -66,7 +71,8 @@ class Policy:
         where the checkpoint has one only. device, dtype: see `policy.hardware`. image_path: "libero" (rotate, JPEG,
         Lanczos, centre crop) or "processor" (resize only); "auto" takes the first for LIBERO statistics. decoding: how
         tokens are chosen, plainly unless given. capture: replay forward passes as CUDA graphs where there is a GPU; the
-        first batch of a new size then takes some tenths of a second longer. on_state: told of each state as it begins.
+        first batch of a new size then takes some tenths of a second longer. acceleration: how the network is arranged,
+        see docs/speed.md. on_state: told of each state as it begins.
         Raises CheckpointError, ValueError (unknown key, device or dtype), FileNotFoundError (no preprocessor settings)
         or SelfTestError.
         """
@@ -78,6 +84,7 @@ class Policy:
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
         model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+        accelerate(model, acceleration)
         if capture and place.type == "cuda":
             capture_passes(model)
         prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
@@ -89,6 +96,8 @@ class Policy:
             policy.decode_with(decoding.build(material))
         report("warming")
         policy.warm()
+        if capture and place.type == "cuda":
+            policy.rehearse()
         report("testing")
         policy.self_test()
         report("ready")
@@ -152,7 +161,7 @@ class Policy:
         model = decoder.model
         stopwatch = Stopwatch(model.device)
         prompts = [self._prompter.token_ids(observation.instruction) for observation in observations]
-        pixels = self._pixels([observation.image for observation in observations]).to(model.device)
+        pixels = self._pixels([observation.image for observation in observations], model.device)
         stopwatch.lap("preprocess")
         sight = Sight(pixels, tuple(observation.instruction for observation in observations))
         decoder.look(sight)
@@ -173,10 +182,20 @@ class Policy:
         self.reset()
 
     @torch.inference_mode()
+    def rehearse(self) -> None:
+        """Record all passes of one session for instructions of usual lengths, so that none stalls the robot later."""
+        decoder = self._running_decoder()
+        shortest = len(self._prompter.token_ids(_PROBE_INSTRUCTION))
+        pixels = torch.zeros(1, 6, IMAGE_SIDE, IMAGE_SIDE, device=decoder.model.device)
+        features = decoder.model.image_features(pixels)
+        for length in range(shortest, shortest + _LONGER_PROMPTS + 1, PROMPT_LENGTHS):
+            decoder.rehearse(PromptBatch.embed(decoder.model, [[_BEGINNING] * length], features))
+
+    @torch.inference_mode()
     def self_test(self) -> None:
         """Raise SelfTestError when logits are not finite or do not change between a black and a white frame."""
         model = self._running_decoder().model
-        pixels = self._pixels([_plain_frame(0), _plain_frame(255)]).to(model.device)
+        pixels = self._pixels([_plain_frame(0), _plain_frame(255)], model.device)
         prompts = [self._prompter.token_ids(_PROBE_INSTRUCTION)] * 2
         batch = PromptBatch.embed(model, prompts, model.image_features(pixels))
         logits = next(AutoregressiveDecoder(model).steps(batch)).logits  # [2, vocabulary]
@@ -203,11 +222,14 @@ class Policy:
             raise RuntimeError(f"policy is closed: {self._spec.policy_id}; load it again")
         return self._decoder
 
-    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Network input `[B, 6, 224, 224]` for camera frames, on the host."""
+    def _pixels(self, images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+        """Network input `[B, 6, 224, 224]` on the device for camera frames."""
         path = cast(ImagePath, self._spec.image_path)
         pixels = self._preprocessors.map(lambda image: pixel_values(image, path, self._settings), images)
-        return torch.from_numpy(np.stack(list(pixels)))
+        # A GPU reads pinned memory by itself; PyTorch keeps such memory and gives it out again once it was read.
+        host = torch.empty(len(images), 6, IMAGE_SIDE, IMAGE_SIDE, pin_memory=device.type == "cuda")
+        np.stack(list(pixels), out=host.numpy())
+        return host.to(device, non_blocking=True)
 
 
 def describe_policy(

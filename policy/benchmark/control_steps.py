@@ -53,6 +53,8 @@ def measure_steps(subject: Subject, arrangement: Arrangement, episodes: Sequence
     began = time.perf_counter()
     policy = subject.policy(arrangement)
     policy.warm()
+    if arrangement.capture and subject.device.type == "cuda":
+        policy.rehearse()
     _play(policy, episodes[0])
     start_s = time.perf_counter() - began
     played = [step for episode in episodes[1:] for step in _play(policy, episode)]

@@ -59,6 +59,9 @@ class TransformersDecoder:
     def forget(self, session: str) -> None:
         """Nothing is kept between actions, so there is nothing to forget."""
 
+    def rehearse(self, prompts: PromptBatch) -> None:
+        """Nothing is ever recorded."""
+
     def look(self, sight: Sight) -> None:
         """Nobody drafts, so there is nothing to begin with."""
 

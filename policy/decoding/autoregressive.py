@@ -48,6 +48,11 @@ class AutoregressiveDecoder:
     def look(self, sight: Sight) -> None:
         """Nobody drafts, so there is nothing to begin with."""
 
+    def rehearse(self, prompts: PromptBatch) -> None:
+        """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
+        for _ in self.steps(prompts):
+            pass
+
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:

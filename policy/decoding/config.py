@@ -42,6 +42,9 @@ class ActionDecoder(Protocol):
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""
 
+    def rehearse(self, prompts: PromptBatch) -> None:
+        """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
+
     def look(self, sight: Sight) -> None:
         """Drafters that look for themselves may begin, while the target looks, too. May be left out before `decode`."""
 

@@ -15,7 +15,7 @@ from policy.openvla.config import PATCHES
 from policy.openvla.model import OpenVLA
 
 # Prompts are padded to a multiple of so many ids, so that instructions of all lengths make few shapes.
-_LENGTHS = 8
+PROMPT_LENGTHS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +64,7 @@ class PromptBatch:
             raise ValueError(
                 f"token id {highest} is not in the model's vocabulary of {vocabulary}; the tokenizer is another model's"
             )
-        longest = -(-max(map(len, prompts)) // _LENGTHS) * _LENGTHS
+        longest = -(-max(map(len, prompts)) // PROMPT_LENGTHS) * PROMPT_LENGTHS
         padding = model.config.pad_token_id
         rows = [list(prompt) + [padding] * (longest - len(prompt)) for prompt in prompts]
         token_ids = torch.tensor(rows, device=model.device)  # [B, longest]

@@ -96,6 +96,16 @@ class SpeculativeDecoder:
             {drafter.name: drafter.look(sight.pixels, sight.instructions) for drafter in self._seeing},
         )
 
+    def rehearse(self, prompts: PromptBatch) -> None:
+        """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
+        batch, device = len(prompts.lengths), self.model.device
+        passes = TargetPasses(self.model, prompts, self._most_nodes, self._caches)
+        decided = torch.zeros(batch, DRAFTED_DIMENSIONS, dtype=torch.int64, device=device)
+        counts = torch.ones(batch, dtype=torch.int64, device=device)
+        for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
+            passes.prefill(TokenTree.of([Draft()] * batch, width, device))
+            passes.extend(decided, counts, TokenTree.of([Draft(1)] * batch, width, device))
+
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:

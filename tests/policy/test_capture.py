@@ -17,6 +17,7 @@ from policy.decoding.capture import Captured, GraphRecorder, Recording, capture_
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.speculative import SpeculativeDecoder
 from policy.decoding.stopwatch import Stopwatch
+from policy.drafting.previous import PreviousAction
 from policy.openvla.action_tokens import ActionStatistics
 from policy.openvla.model import OpenVLA
 
@@ -97,3 +98,20 @@ def test_graphs_on_a_gpu():
     doubled = Captured(lambda x: 2 * x, GraphRecorder())
     for value in (1.0, 5.0, 3.0):
         assert doubled((torch.full((3,), value, device="cuda"),)).tolist() == [2 * value] * 3
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", ["autoregressive", "speculative"])
+def test_after_a_rehearsal_nothing_is_recorded(small_model: OpenVLA, steps, kind: str):
+    model, recorder = copy.deepcopy(small_model), HandRecorder()
+    capture_passes(model, recorder)
+    plain, rule = AutoregressiveDecoder(model), make_rule("exact", {}, STATISTICS)
+    decoder = plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, [PreviousAction()])
+    singles = [(pixels, prompts) for pixels, prompts in steps if len(prompts) == 1]
+    features = [model.image_features(pixels) for pixels, _ in singles]
+    decoder.rehearse(PromptBatch.embed(model, [[1] * 9], features[0]))
+    decoder.rehearse(PromptBatch.embed(model, [[1] * 4], features[0]))
+    recorded = recorder.recorded
+    for (_, prompts), seen in zip(singles, features, strict=True):
+        decoder.decode(PromptBatch.embed(model, prompts, seen), ["robot"], Stopwatch(model.device))
+    assert recorder.recorded == recorded > 3

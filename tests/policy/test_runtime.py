@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from small_openvla import INSTRUCTIONS, statistics_json
 
 from policy import hardware
+from policy.acceleration.plan import Acceleration
 from policy.openvla.checkpoint import CheckpointError, checkpoint_hash
 from policy.runtime import Policy, SelfTestError
 from policy.types import ActionPolicy, Observation
@@ -151,3 +152,15 @@ def test_hardware_choices(monkeypatch: pytest.MonkeyPatch) -> None:
         hardware.choose_device("tpu")
     with pytest.raises(ValueError, match="CUDA devices are visible"):
         hardware.choose_device("cuda:63")
+
+
+def test_a_rehearsal_changes_nothing(policy: Policy) -> None:
+    before = policy.act(observations()[0])
+    policy.rehearse()
+    assert policy.act(observations()[0]).tokens.tolist() == before.tokens.tolist()
+
+
+def test_an_arranged_network_acts_the_same(policy: Policy, small_checkpoint: Path) -> None:
+    arranged = Policy.load(small_checkpoint, device="cpu", dtype="float32", acceleration=Acceleration())
+    for observation in observations():
+        assert arranged.act(observation).tokens.tolist() == policy.act(observation).tokens.tolist()
