@@ -89,6 +89,8 @@ class Policy:
             capture_passes(model)
         prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
         spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
+        if acceleration.precision != "full":
+            spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
         policy = cls(model, prompter, datasets[key], settings, spec)
         if decoding is not None:
             recorder = GraphRecorder if capture and place.type == "cuda" else None

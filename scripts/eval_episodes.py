@@ -47,6 +47,7 @@ def make_parser() -> ArgumentParser:
         help="with --checkpoint: YAML file, or name in configs/decoding",
     )
     policy.add_argument("--capture", type=bool, default=True, help="with --checkpoint: CUDA graphs")
+    policy.add_argument("--acceleration", type=str, default="none", help="with --checkpoint: joined, compiled or fp8")
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--suites", nargs="+", type=str, default=list(STEP_LIMITS)[:3], help="LIBERO(-PRO) suites")
     episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
@@ -128,10 +129,11 @@ def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
         yield RemotePolicy(chosen.endpoint)
         return
     from bridge.server import PolicyServer
+    from policy.acceleration.plan import preset
     from policy.decoding.config import DecodingConfig
     from policy.runtime import Policy
 
-    decoding = DecodingConfig.load(chosen.decoding)
+    decoding, acceleration = DecodingConfig.load(chosen.decoding), preset(chosen.acceleration)
 
     def load(report: object) -> Policy:
         return Policy.load(
@@ -141,6 +143,7 @@ def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
             dtype=chosen.dtype,
             decoding=decoding,
             capture=chosen.capture,
+            acceleration=acceleration,
         )
 
     with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:

@@ -36,6 +36,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
     parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
+    parser.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
@@ -48,7 +49,8 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         from policy.fake import FakePolicy
 
         return FakePolicy()
-    from policy.decoding.config import DecodingConfig  # imports torch, which the server's state can be asked during
+    from policy.acceleration.plan import preset  # imports torch, which the server's state can be asked during
+    from policy.decoding.config import DecodingConfig
     from policy.runtime import Policy
 
     return Policy.load(
@@ -59,6 +61,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         image_path=arguments.image_path,
         decoding=DecodingConfig.load(arguments.decoding),
         capture=arguments.capture,
+        acceleration=preset(arguments.acceleration),
         on_state=report,
     )
 

@@ -56,6 +56,19 @@ class Acceleration:
 
 
 AS_LOADED = Acceleration(joined=False, parallel_towers=False)
+PRESETS = {
+    "none": AS_LOADED,
+    "joined": Acceleration(),
+    "compiled": Acceleration(compiled=True),
+    "fp8": Acceleration(compiled=True, precision="fp8"),
+}
+
+
+def preset(name: str) -> Acceleration:
+    """Measures by the name of a command line. Raises ValueError for one that is not there."""
+    if name not in PRESETS:
+        raise ValueError(f"there is no acceleration {name!r}; it must be one of {', '.join(PRESETS)}")
+    return PRESETS[name]
 
 
 def accelerate(model: OpenVLA, plan: Acceleration) -> None:

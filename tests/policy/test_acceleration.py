@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policy.acceleration.float8 import LARGEST, Float8Linear, check_hardware, quantise_rows
-from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
+from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate, preset
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.cache import StaticCache
 from policy.decoding.prompt_batch import PromptBatch
@@ -104,6 +104,8 @@ def test_measures_that_need_joined_layers_say_so() -> None:
             replace(AS_LOADED, **change)
     with pytest.raises(ValueError, match="'fp4'; it must be one of full, fp8"):
         Acceleration(precision="fp4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'fast'; it must be one of none, joined, compiled, fp8"):
+        preset("fast")
 
 
 def test_rows_are_rounded_to_eight_bits_by_their_own_scale() -> None:

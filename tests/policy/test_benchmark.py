@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -135,29 +135,34 @@ def demonstrations(tmp_path: Path) -> Path:
 
 
 def test_one_command_measures_resumes_and_reports(
-    acting_checkpoint: Path, demonstrations: Path, tmp_path: Path
+    acting_checkpoint: Path, demonstrations: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), str(demonstrations)]
-        command += ["--checkpoint", str(acting_checkpoint), "--device", "cpu", "--dtype", "float32"]
-        command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "speed.json"), *options]
-        return subprocess.run(command, capture_output=True, text=True)
+    script = str(REPOSITORY / "scripts" / "benchmark.py")
 
-    first = run("--rows", "graph autoregressive", "exact")
-    assert first.returncode == 0, first.stdout + first.stderr
+    def run(*options: str) -> tuple[int, str]:
+        command = [script, str(demonstrations), "--checkpoint", str(acting_checkpoint), "--device", "cpu"]
+        command += ["--dtype", "float32", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path / "speed.json")]
+        monkeypatch.setattr(sys, "argv", [*command, *options])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        return int(ended.value.code or 0), capsys.readouterr().out
+
+    assert run("--rows", "graph autoregressive", "exact")[0] == 0
     notes = (tmp_path / "runs" / "exact.json").read_text()
-    second = run("--rows", "transformers eager", "exact")
-    assert second.returncode == 0, second.stdout + second.stderr
+    code, output = run("--rows", "transformers eager", "exact", "--passes", "joined")
+    assert code == 0
     assert (tmp_path / "runs" / "exact.json").read_text() == notes, "what is there is not measured again"
-    assert "exact: " not in second.stdout
+    assert "exact: " not in output
     content = json.loads((tmp_path / "speed.json").read_text())
-    assert [row["row"] for row in content["rows"]] == ["transformers eager", "graph autoregressive", "exact"]
-    assert all(row["token_agreement"] == 1 and row["steps"] == 3 for row in content["rows"])
-    assert content["rows"][0]["speedup_over_eager"] == 1
+    steps, passes = content["rows"][:3], content["rows"][3:]
+    assert [row["row"] for row in steps] == ["transformers eager", "graph autoregressive", "exact"]
+    assert all(row["token_agreement"] == 1 and row["steps"] == 3 for row in steps)
+    assert steps[0]["speedup_over_eager"] == 1
+    assert [row["arrangement"] for row in passes] == ["joined"]
+    assert passes[0]["prefill_ms"] > 0
     headline = content["headline"]
     assert headline["eager_ms"] > headline["bound_ar_ms"] > headline["bound_one_pass_ms"] > 0
     assert headline["relaxed_mean_ms"] is None
     assert (tmp_path / "speed.png").stat().st_size > 1000
-    late = run("--rows", "relaxed", "--time-limit", "0")
-    assert "relaxed: " not in late.stdout
-    assert run("--rows", "faster").returncode == 2
+    assert "relaxed: " not in run("--rows", "relaxed", "--time-limit", "0")[1]
+    assert run("--rows", "faster")[0] == 2

@@ -164,3 +164,8 @@ def test_an_arranged_network_acts_the_same(policy: Policy, small_checkpoint: Pat
     arranged = Policy.load(small_checkpoint, device="cpu", dtype="float32", acceleration=Acceleration())
     for observation in observations():
         assert arranged.act(observation).tokens.tolist() == policy.act(observation).tokens.tolist()
+
+
+def test_a_policy_in_eight_bits_says_so_wherever_it_is_named(small_checkpoint: Path) -> None:
+    float8 = Policy.load(small_checkpoint, device="cpu", dtype="float32", acceleration=Acceleration(precision="fp8"))
+    assert float8.spec.dtype == "float32, fp8 layers"
