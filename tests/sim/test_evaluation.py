@@ -207,3 +207,15 @@ def test_real_time_is_repeated_from_its_own_file(tmp_path):
         trace_of([*lived, *again])
     with pytest.raises(ValueError, match="no latencies of fake task 0 initial state 9"):
         parse_latencies(f"trace:{tmp_path}/lived.jsonl").of_episode("fake", 0, 9, 0)
+
+
+def test_several_evaluations_share_their_workers(tmp_path):
+    source = ForwardSource(tmp_path)
+    fast = config(tmp_path, tasks=(0,), workers=2)
+    slow = config(tmp_path, tasks=(0,), output=tmp_path / "slow.jsonl", timing=Timing("charged", "100"))
+    far = config(tmp_path, output=tmp_path / "far.jsonl", protocol=Protocol(step_limit=3))
+    found = evaluation.evaluate_all([fast, slow, far], source, progress=False)
+    assert [[r.steps for r in records if r.task == 0] for records in found] == [[2, 3], [6, 9], [2, 3]]
+    assert found == [evaluate(each, source, progress=False) for each in (fast, slow, far)]
+    with pytest.raises(ValueError, match="4 episodes are in two"):
+        evaluation.evaluate_all([far, far], source, progress=False)
