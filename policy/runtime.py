@@ -7,7 +7,8 @@ nothing of sockets, simulators or of how any stage works inside.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 
 from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
 from policy.decoding.autoregressive import AutoregressiveDecoder
-from policy.decoding.capture import GraphRecorder, capture_passes
+from policy.decoding.capture import GraphRecorder, Record, capture_passes, captured
 from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
@@ -27,7 +28,8 @@ from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
-from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values, resolve_image_path
+from policy.openvla.device_pixels import DevicePixels
+from policy.openvla.images import ImagePath, PreprocessorSettings, compressed_frame, pixel_values, resolve_image_path
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.results import versions
@@ -91,9 +93,9 @@ class Policy:
         spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
         if acceleration.precision != "full":
             spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
-        policy = cls(model, prompter, datasets[key], settings, spec)
+        recorder = GraphRecorder if capture and place.type == "cuda" else None
+        policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
         if decoding is not None:
-            recorder = GraphRecorder if capture and place.type == "cuda" else None
             material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
             policy.decode_with(decoding.build(material))
         report("warming")
@@ -112,9 +114,11 @@ class Policy:
         statistics: ActionStatistics,
         settings: PreprocessorSettings,
         spec: PolicySpec,
+        record: Record | None = None,
     ) -> None:
         """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested.
 
+        record: how the arithmetic on pictures is recorded that a GPU does; it runs launch by launch unless given.
         Raises ValueError for statistics of another number of action dimensions than 7.
         """
         if len(statistics.q01) != ACTION_DIMENSIONS:
@@ -127,6 +131,7 @@ class Policy:
         self._settings = settings
         self._spec = spec
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
+        self._device_pixels = _device_pixels(settings, model.device, record) if model.device.type == "cuda" else None
         self._decoder: ActionDecoder | None = AutoregressiveDecoder(model)
         # One frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
@@ -227,11 +232,10 @@ class Policy:
     def _pixels(self, images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
         """Network input `[B, 6, 224, 224]` on the device for camera frames."""
         path = cast(ImagePath, self._spec.image_path)
+        if self._device_pixels is not None and path == "libero" and len({image.shape for image in images}) == 1:
+            return self._device_pixels((_to_device(self._preprocessors.map(compressed_frame, images), device),))
         pixels = self._preprocessors.map(lambda image: pixel_values(image, path, self._settings), images)
-        # A GPU reads pinned memory by itself; PyTorch keeps such memory and gives it out again once it was read.
-        host = torch.empty(len(images), 6, IMAGE_SIDE, IMAGE_SIDE, pin_memory=device.type == "cuda")
-        np.stack(list(pixels), out=host.numpy())
-        return host.to(device, non_blocking=True)
+        return _to_device(pixels, device)
 
 
 def describe_policy(
@@ -257,6 +261,26 @@ def describe_policy(
         dtype=str(model.dtype).removeprefix("torch."),
         versions=versions(),
     )
+
+
+def _to_device(arrays: Iterable[np.ndarray], device: torch.device) -> torch.Tensor:
+    """Stacked arrays of one shape. A GPU reads pinned memory by itself, while the host goes on."""
+    host = torch.from_numpy(np.stack(list(arrays)))
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+
+
+@torch.inference_mode()
+def _device_pixels(
+    settings: PreprocessorSettings, device: torch.device, record: Record | None
+) -> Callable[..., torch.Tensor] | None:
+    """The arithmetic on pictures on a device, or None (and a warning) where it does not give the host's very pixels."""
+    pixels = captured(DevicePixels(settings, device), record)
+    frame = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    found = pixels((_to_device([compressed_frame(frame)], device),))[0]
+    if np.array_equal(found.cpu().numpy(), pixel_values(frame, "libero", settings)):
+        return pixels
+    warnings.warn(f"pictures made on {device} differ from the host's; the host makes them", stacklevel=2)
+    return None
 
 
 def _plain_frame(level: int) -> np.ndarray:

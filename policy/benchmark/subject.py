@@ -103,11 +103,11 @@ class Subject:
         key = resolve_unnorm_key(load_statistics(self.directory), self.unnorm_key)
         spec = describe_policy(self.directory.name, checkpoint_hash(self.directory), key, "auto", model, prompter)
         statistics = self.statistics()
-        policy = Policy(model, prompter, statistics, PreprocessorSettings.load(self.directory), spec)
+        settings, recorder = PreprocessorSettings.load(self.directory), GraphRecorder if capture else None
+        policy = Policy(model, prompter, statistics, settings, spec, recorder() if recorder else None)
         if arrangement.decoding == TRANSFORMERS:
             policy.decode_with(TransformersDecoder(model))
         else:
-            recorder = GraphRecorder if capture else None
             material = DrafterMaterial(model, statistics, self.directory, recorder=recorder)
             policy.decode_with(DecodingConfig.load(arrangement.decoding).build(material))
         return policy

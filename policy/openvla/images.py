@@ -118,7 +118,7 @@ def processor_pixel_values(image: np.ndarray, settings: PreprocessorSettings = D
     an image is letterboxed once, with the *last* tower's mean colour, whatever the number of towers.
     """
     resized = _resize(_checked(image), settings)
-    tables = _normalisation_tables(settings)  # [3 * towers, 256]
+    tables = normalisation_tables(settings)  # [3 * towers, 256]
     values = np.empty((len(tables), IMAGE_SIDE, IMAGE_SIDE), np.float32)
     for colour in range(3):
         levels = resized[..., colour].astype(np.intp)
@@ -142,17 +142,27 @@ def encode_frame(image: np.ndarray) -> bytes:
 
 
 def decode_frame(jpeg: bytes) -> np.ndarray:
-    """The second half of `libero_frame`: uint8 `[224, 224, 3]` from the stream that `encode_frame` made.
+    """The second half of `libero_frame`: uint8 `[224, 224, 3]` from the stream that `encode_frame` made."""
+    return lanczos_resize(_decoded(jpeg), IMAGE_SIDE)
 
-    TensorFlow decodes with libjpeg's fast integer DCT, which differs from the accurate one by about 1 level on average.
+
+def compressed_frame(image: np.ndarray) -> np.ndarray:
+    """What JPEG leaves of a frame uint8 `[H, W, 3]`, turned by 180 degrees: the part of `libero_frame` that only the
+    host can do.
     """
-    decoded = simplejpeg.decode_jpeg(jpeg, fastdct=True, fastupsample=False)
-    return lanczos_resize(decoded, IMAGE_SIDE)
+    return _decoded(encode_frame(image))
 
 
 def center_crop(frame: np.ndarray) -> np.ndarray:
     """Cut the central `LIBERO_CROP_SIDE` out of uint8 `[224, 224, 3]` and scale it back to that size, bilinearly."""
     return bilinear_crop(frame, LIBERO_CROP_SIDE)
+
+
+def _decoded(jpeg: bytes) -> np.ndarray:
+    """TensorFlow decodes with libjpeg's fast integer DCT, which differs from the accurate one by about 1 level on
+    average.
+    """
+    return simplejpeg.decode_jpeg(jpeg, fastdct=True, fastupsample=False)
 
 
 def _checked(image: np.ndarray) -> np.ndarray:
@@ -189,7 +199,7 @@ def _shorter_side_and_cut(picture: Image.Image) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)
-def _normalisation_tables(settings: PreprocessorSettings) -> np.ndarray:
+def normalisation_tables(settings: PreprocessorSettings) -> np.ndarray:
     """Float32 `[3 * towers, 256]`: the normalised value of each byte, by channel."""
     means, stds = (np.array(colours, np.float32).reshape(-1, 1) for colours in (settings.means, settings.stds))
     return (np.arange(256, dtype=np.float32) / np.float32(255) - means) / stds

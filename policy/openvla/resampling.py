@@ -135,7 +135,7 @@ def _sinf(angles: np.ndarray) -> np.ndarray:
 
 def _blended_rows(rows: np.ndarray, fraction: float) -> np.ndarray:
     """Sample float32 `[S, K]` at S places spread over its central `fraction`: `[S, K]`, a buffer."""
-    above, below, blend = _blend_places(len(rows), fraction)
+    above, below, blend = blend_places(len(rows), fraction)
     upper, lower = _BUFFERS.get("result", rows.shape), _BUFFERS.get("term", rows.shape)
     np.take(rows, above, axis=0, out=upper, mode="clip")
     np.take(rows, below, axis=0, out=lower, mode="clip")
@@ -146,7 +146,7 @@ def _blended_rows(rows: np.ndarray, fraction: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _blend_places(side: int, fraction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def blend_places(side: int, fraction: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each of `side` samples the row above, the row below (int64 `[side]`) and the latter's share `[side, 1]`."""
     span, steps = np.float32(fraction), np.float32(side - 1)
     start = (np.float32(1) - span) / np.float32(2)

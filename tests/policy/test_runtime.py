@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_openvla import INSTRUCTIONS, statistics_json
 
-from policy import hardware
+from policy import hardware, runtime
 from policy.acceleration.plan import Acceleration
 from policy.openvla.checkpoint import CheckpointError, checkpoint_hash
+from policy.openvla.device_pixels import DevicePixels
+from policy.openvla.images import PreprocessorSettings
 from policy.runtime import Policy, SelfTestError
 from policy.types import ActionPolicy, Observation
 
@@ -169,3 +171,15 @@ def test_an_arranged_network_acts_the_same(policy: Policy, small_checkpoint: Pat
 def test_a_policy_in_eight_bits_says_so_wherever_it_is_named(small_checkpoint: Path) -> None:
     float8 = Policy.load(small_checkpoint, device="cpu", dtype="float32", acceleration=Acceleration(precision="fp8"))
     assert float8.spec.dtype == "float32, fp8 layers"
+
+
+def test_pictures_may_be_made_on_the_device_if_they_are_the_hosts(policy: Policy, monkeypatch) -> None:
+    settings, device = PreprocessorSettings(), torch.device("cpu")
+    made = runtime._device_pixels(settings, device, None)
+    assert made is not None
+    want = [policy.act(observation).tokens.tolist() for observation in observations()]
+    monkeypatch.setattr(policy, "_device_pixels", made)
+    assert [policy.act(observation).tokens.tolist() for observation in observations()] == want
+    monkeypatch.setattr(runtime, "DevicePixels", lambda *given: lambda frames: DevicePixels(*given)(frames) + 1e-6)
+    with pytest.warns(UserWarning, match="differ from the host's"):
+        assert runtime._device_pixels(settings, device, None) is None
