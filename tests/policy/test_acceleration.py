@@ -9,11 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policy.acceleration.float8 import LARGEST, Float8Linear, check_hardware, quantise_rows
+from policy.acceleration.float8 import CAPABILITY, LARGEST, Float8Linear, check_hardware, quantise_rows
 from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate, preset
+from policy.benchmark.passes import random_model
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.cache import StaticCache
+from policy.decoding.capture import capture_passes
 from policy.decoding.prompt_batch import PromptBatch
+from policy.openvla.config import OpenVLAConfig
 from policy.openvla.model import OpenVLA
 
 
@@ -146,3 +149,50 @@ def test_eight_bit_products_refuse_what_hardware_cannot_do(monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"8\.9 or later .* and A100 has 8\.0; use the precision 'full'"):
         check_hardware(torch.device("cuda"))
     check_hardware(torch.device("cpu"))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def gpu_model(config: OpenVLAConfig) -> OpenVLA:
+    torch.manual_seed(0)
+    return random_model(config, torch.device("cuda"), torch.bfloat16)
+
+
+def greedy_on_gpu(model: OpenVLA) -> list[Tensor]:
+    """Logits of the seven steps for one picture."""
+    pixels = torch.randn(1, 6, 224, 224, generator=torch.Generator().manual_seed(1)).to("cuda")
+    prompts = PromptBatch.embed(model, [[1, 4, 5]], model.image_features(pixels))
+    return [step.logits for step in AutoregressiveDecoder(model).steps(prompts)]
+
+
+@needs_gpu
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "plan",
+    [Acceleration(), Acceleration(attention="math"), Acceleration(compiled=True)],
+    ids=["joined", "math", "compiled"],
+)
+def test_graphs_of_an_arranged_network_on_a_gpu(small_config: OpenVLAConfig, plan: Acceleration) -> None:
+    """Twice, so that graphs are first recorded and then replayed; the first step, before near-ties can part ways."""
+    want = greedy_on_gpu(gpu_model(small_config))[0]
+    model = gpu_model(small_config)
+    accelerate(model, plan)
+    capture_passes(model)
+    for _ in range(2):
+        got = greedy_on_gpu(model)[0]
+        assert (got - want).norm() / want.norm() < 0.02
+
+
+@needs_gpu
+@torch.inference_mode()
+def test_eight_bit_hardware_multiplies_as_the_simulation_does() -> None:
+    if torch.cuda.get_device_capability() < CAPABILITY:
+        pytest.skip("this GPU has no 8-bit products")
+    torch.manual_seed(0)
+    layer = nn.Linear(512, 256, bias=False).bfloat16()
+    for rows in (1, 7, 40, 300):
+        x = torch.randn(1, rows, 512).bfloat16()
+        simulated, found = Float8Linear(layer)(x), Float8Linear(copy.deepcopy(layer).cuda())(x.cuda()).cpu()
+        error = (found.float() - simulated.float()).norm() / simulated.float().norm()
+        assert error < 5e-3, f"{rows} rows"
