@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
+from policy.acceleration.plan import PRESETS, accelerate, preset
 from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import DecodingConfig
 from policy.decoding.race import Runner, race
@@ -29,6 +30,7 @@ from policy.openvla.images import PreprocessorSettings
 from policy.openvla.prompt import Prompter
 from policy.results import write_result
 from policy.training.demonstrations import list_demonstrations
+from policy.training.widen import OPENVLA_7B_SIZES, widened
 
 PLAIN = "autoregressive"
 
@@ -42,6 +44,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
     parser.add_argument("--warming", type=int, default=1, help="episodes played first and not counted")
     parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
+    parser.add_argument("--shape", type=Literal["own", "7b"], default="own", help="7b: widened to OpenVLA-7B's sizes")
+    parser.add_argument("--acceleration", type=str, default="none", help=", ".join(PRESETS))
     parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
@@ -76,6 +80,9 @@ def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
     statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
     device = choose_device(chosen.device)
     model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
+    if chosen.shape == "7b":
+        model = widened(model, OPENVLA_7B_SIZES)
+    accelerate(model, preset(chosen.acceleration))
     prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
     settings = PreprocessorSettings.load(directory)
     counted = paths[: chosen.episodes + chosen.warming]
@@ -91,7 +98,8 @@ def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
     for runner in runners:
         runner.forget()
     race(runners, episodes[chosen.warming :])
-    shared = {"device": str(device), "dtype": str(model.dtype).removeprefix("torch."), "target": str(chosen.checkpoint)}
+    shared = {"device": str(device), "dtype": str(model.dtype).removeprefix("torch."), "target": chosen.checkpoint}
+    shared |= {"shape": chosen.shape, "acceleration": chosen.acceleration}
     return [runner.row() | settings_of(config) | shared for runner, config in zip(runners, configs, strict=True)]
 
 

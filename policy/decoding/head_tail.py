@@ -22,7 +22,7 @@ DECIDED = DRAFTED_DIMENSIONS - 1
 
 
 class HeadTail:
-    """Made for one batch of prompts; `take` follows every pass of the target, `draft` may follow a `take`."""
+    """Made for one batch of prompts; `follow` is called after every pass of the target but the last."""
 
     def __init__(self, head: Head, prompts: PromptBatch) -> None:
         self._head = head
@@ -31,7 +31,18 @@ class HeadTail:
         batch, _, width = prompts.embeddings.shape
         self._features = prompts.embeddings.new_zeros(batch, DECIDED, width)
 
-    def take(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> None:
+    def follow(
+        self, passes: TargetPasses, progress: Sequence[ActionProgress], claims: Sequence[dict[str, np.ndarray]]
+    ) -> None:
+        """Put the head's draft of what is left, float32 `[6, 256]`, among each session's claims, under its name."""
+        self._take(passes, progress)
+        unfinished = [row for row, action in enumerate(progress) if len(action.ids) < DRAFTED_DIMENSIONS]
+        if unfinished:  # else only grippers are left, which are never drafted
+            drafted = self._draft(passes, progress)
+            for row in unfinished:
+                claims[row][self._head.name] = drafted[row]
+
+    def _take(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> None:
         """Keep the hidden states that chose the tokens of the last pass."""
         source = np.tile(np.arange(DECIDED), (len(progress), 1))  # row by row what is there already
         for row, action in enumerate(progress):
@@ -42,11 +53,18 @@ class HeadTail:
         wanted = torch.from_numpy(source).to(found.device)
         self._features = found.gather(1, wanted[:, :, None].expand(-1, -1, found.shape[2]))
 
-    def draft(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> np.ndarray:
+    def rehearse(self, passes: TargetPasses) -> None:
+        """Run every draft that these prompts may need. passes: of which the prompts' has been run."""
+        self._read(passes)
+        batch, device = len(self._features), self._features.device
+        for count in range(1, DECIDED + 1):
+            counts = torch.full((batch,), count, device=device)
+            bins = torch.zeros(batch, DECIDED, dtype=torch.int64, device=device)
+            self._head.draft(bins, self._features, counts, count)
+
+    def _draft(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> np.ndarray:
         """Chances float32 `[B, 6, 256]` on the host; what stands in rows of actions that are done means nothing."""
-        if not self._has_read:
-            self._head.read(self._prompts.embeddings, passes.prompt_hidden, self._prompts.lengths)
-            self._has_read = True
+        self._read(passes)
         counts = [min(len(action.ids), DECIDED) for action in progress]
         bins = np.zeros((len(progress), DECIDED), np.int64)
         for row, action, count in zip(bins, progress, counts, strict=True):
@@ -56,3 +74,9 @@ class HeadTail:
             torch.from_numpy(bins).to(device), self._features, torch.tensor(counts, device=device), min(counts)
         )
         return chances.cpu().numpy()
+
+    def _read(self, passes: TargetPasses) -> None:
+        """Once for each action, and only for those that the prompts' pass did not finish."""
+        if not self._has_read:
+            self._head.read(self._prompts.embeddings, passes.prompt_hidden, self._prompts.lengths)
+            self._has_read = True

@@ -105,6 +105,10 @@ class SpeculativeDecoder:
         for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
             passes.prefill(TokenTree.of([Draft()] * batch, width, device))
             passes.extend(decided, counts, TokenTree.of([Draft(1)] * batch, width, device))
+        if self._head is not None:
+            HeadTail(self._head, prompts).rehearse(passes)
+        for drafter in self._seeing:
+            drafter.rehearse(batch, prompts.embeddings.shape[1] - PATCHES)
 
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
@@ -133,10 +137,8 @@ class SpeculativeDecoder:
         self._take(progress, drafts, tree, logits, state)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
-            if head is not None and self._head is not None:
-                head.take(passes, progress)
-                for row, drafted in zip(claims, head.draft(passes, progress), strict=True):
-                    row[self._head.name] = drafted
+            if head is not None:
+                head.follow(passes, progress, claims)
             drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
             tree = TokenTree.of(drafts, self._width(drafts), device)
             logits = passes.extend(*_decided(progress, device), tree)

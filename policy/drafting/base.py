@@ -70,6 +70,9 @@ class SeeingDrafter(Protocol):
         pixels: float32 `[B, 6, 224, 224]` on the target's device, as the target sees them. instructions: B texts.
         """
 
+    def rehearse(self, batch: int, text: int) -> None:
+        """Run what drafts for prompts of so many text ids take, so that nothing is recorded later on."""
+
 
 class Head(Protocol):
     """Drafts from the target's features. `read` comes first for every batch of prompts, then any number of `draft`."""

@@ -24,7 +24,7 @@ from policy.decoding.tree import DRAFTED_DIMENSIONS
 from policy.drafting.base import Pending
 from policy.openvla.action_tokens import ActionStatistics, load_statistics
 from policy.openvla.checkpoint import CheckpointError, load_checkpoint
-from policy.openvla.config import ACTION_BINS
+from policy.openvla.config import ACTION_BINS, IMAGE_SIDE, PATCHES
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 
@@ -79,6 +79,12 @@ class DraftVLA:
             return host.numpy()
 
         return wait
+
+    def rehearse(self, batch: int, text: int) -> None:
+        device = self._model.device
+        pixels = torch.zeros(batch, 6, IMAGE_SIDE, IMAGE_SIDE, device=device)
+        ids = torch.zeros(batch, text, dtype=torch.int64, device=device)
+        self._draft((pixels, ids, torch.full((batch,), text + PATCHES, device=device)))
 
     def chances(self, pixels: Tensor, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """Float32 `[B, 6, 256]` along the model's own greedy choice; see `policy.drafting.base.Pending`.

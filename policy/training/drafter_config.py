@@ -21,6 +21,8 @@ _LEARNING_RATES = {"eagle": 3e-4, "parallel": 3e-4, DRAFT_VLA: 1e-3}
 class DrafterTrainingConfig:
     """target: the checkpoint to draft for, a directory or a hub id. frames: a folder of demonstrations, or
         "module:function" for any other data set, see docs/drafters.md.
+    shape: "7b" widens the target to the sizes of the published OpenVLA-7B first, without changing what it computes; for
+        measurements where no such checkpoint is at hand.
     kind: "eagle" and "parallel" are heads, "draft-vla" a small model of its own.
     output: the drafter's folder; left out, it is where serving looks for it, `drafters/<kind>` beside the target's
         weights. Progress is kept in `<output>-training`.
@@ -39,6 +41,7 @@ class DrafterTrainingConfig:
     frames: str
     kind: Kind
     output: Path | None = None
+    shape: Literal["own", "7b"] = "own"
     unnorm_key: str | None = None
     image_path: Literal["auto", "libero", "processor"] = "auto"
     minutes: float = 20.0

@@ -32,6 +32,7 @@ from policy.training.drafter_config import DRAFT_VLA, DrafterTrainingConfig
 from policy.training.frame_library import load_libraries, read_episodes
 from policy.training.head_student import HeadStudent
 from policy.training.teacher import ActionBook, Teacher
+from policy.training.widen import OPENVLA_7B_SIZES, widened
 
 Report = Callable[[str], None]
 
@@ -72,7 +73,8 @@ class DrafterTraining:
         libraries = load_libraries(episodes, config.capacity, config.held_out_every)
         report(f"{len(libraries[0])} frames to train on, {len(libraries[1])} to validate with")
         device = choose_device(config.device)
-        model = load_checkpoint(directory, device, choose_dtype(config.dtype, device)).requires_grad_(False)
+        model = load_checkpoint(directory, device, choose_dtype(config.dtype, device))
+        model = (model if config.shape == "own" else widened(model, OPENVLA_7B_SIZES)).requires_grad_(False)
         teacher = Teacher(model, Prompter(directory, maximum_tokens=model.config.maximum_tokens), settings)
         self.training, self.validation = (ActionBook(library, teacher) for library in libraries)
         self.student: Student = (

@@ -58,7 +58,10 @@ def decode_all(decoder: SpeculativeDecoder | AutoregressiveDecoder, frames: Sequ
 class RunAgain:
     """Records as a graph does: the function runs again on its own buffers."""
 
+    recorded = 0
+
     def __call__(self, function, inputs) -> Recording:
+        self.recorded += 1
         output = function()
         return Recording(inputs, output, lambda: output.copy_(function()))
 
@@ -75,6 +78,20 @@ def test_whatever_a_head_drafts_tokens_stay_the_same(
     placement = Placement(24, 0.0, rule.reach)
     decoder = SpeculativeDecoder(acting_model, rule, [PreviousAction()], placement, tail, head=head)
     assert decode_all(decoder, frames) == decode_all(AutoregressiveDecoder(acting_model), frames)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", HEADS)
+def test_after_a_rehearsal_nothing_is_recorded(
+    acting_model: OpenVLA, frames: list[Tensor], kind: type[ReadingHead]
+) -> None:
+    rule, record = Exact(), RunAgain()
+    head = kind(random_network(acting_model, kind.name), ActionRows.of(acting_model), record)
+    decoder = SpeculativeDecoder(acting_model, rule, (), Placement(8, 0.0, rule.reach), "head", head=head)
+    decoder.rehearse(PromptBatch.embed(acting_model, PROMPTS, frames[0]))
+    rehearsed = record.recorded
+    decode_all(decoder, frames)
+    assert record.recorded == rehearsed > 1
 
 
 class Told:

@@ -34,7 +34,10 @@ from policy.types import Observation
 class RunAgain:
     """Records as a graph does: the function runs again on its own buffers."""
 
+    recorded = 0
+
     def __call__(self, function: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Recording:
+        self.recorded += 1
         output = function()
         return Recording(inputs, output, lambda: output.copy_(function()))
 
@@ -53,6 +56,8 @@ def test_a_model_that_drafts_for_itself_needs_one_pass(
     prompts = [prompter.token_ids(text) for text in INSTRUCTIONS]
     features = acting_model.image_features(pixels)
     sight = Sight(pixels, tuple(INSTRUCTIONS))
+    decoder.rehearse(PromptBatch.embed(acting_model, prompts, features))
+    rehearsed = record.recorded if record else 0
     for begun in (True, False):  # whether the drafter was told before or is asked when the prompt is there
         if begun:
             decoder.look(sight)
@@ -60,6 +65,7 @@ def test_a_model_that_drafts_for_itself_needs_one_pass(
         _, traces = decoder.decode(batch, ["a", "b"], Stopwatch(torch.device("cpu")))
         assert [trace.target_passes for trace in traces] == [1, 1]
         assert set(traces[0].sources[:6]) == {"draft-vla"}
+    assert rehearsed == (record.recorded if record else 0)
     with pytest.raises(ValueError, match="draft-vla must see the frames"):
         decoder.decode(PromptBatch.embed(acting_model, prompts, features), ["a", "b"], Stopwatch(torch.device("cpu")))
 
