@@ -59,6 +59,9 @@ class Clock(Protocol):
     def collect(self, tick: int) -> Answer | None:
         """The decision that takes effect in this tick, if there is one. Raises what the policy raised."""
 
+    def leave(self, tick: int) -> Answer | None:
+        """The decision still under way when the episode has ended before this tick; waits for it."""
+
     def pace(self) -> Pace: ...
 
     def close(self) -> None: ...
@@ -106,6 +109,10 @@ class SimulatedClock:
         if answer is None or tick < self._due(answer):
             return None
         self._pending = None
+        return answer
+
+    def leave(self, tick: int) -> Answer | None:
+        answer, self._pending = self._pending, None
         return answer
 
     def pace(self) -> Pace:
@@ -157,8 +164,7 @@ class RealTimeClock:
         """Resets the policy and lets the schedule begin now. Raises ValueError for latencies, which are lived here."""
         if latencies is not None:
             raise ValueError("the real-time clock takes its latencies from the policy; use the charged clock")
-        self._pending = None
-        self._thread.submit(self._policy.reset).result()  # after the decision that the last episode left behind
+        self._thread.submit(self._policy.reset).result()
         self._tick_s, self._slipped_s, self._late_ms = tick_ms / 1e3, 0.0, []
         self._origin = time.monotonic()
 
@@ -176,10 +182,15 @@ class RealTimeClock:
     def collect(self, tick: int) -> Answer | None:
         if self._pending is None or not self._pending[1].done():
             return None
+        if self._pending[1].result()[1] > self._scheduled(tick):
+            return None  # arrived since this tick should have begun
+        return self.leave(tick)
+
+    def leave(self, tick: int) -> Answer | None:
+        if self._pending is None:
+            return None
         asked_at, decision = self._pending
         action, arrived_at = decision.result()
-        if arrived_at > self._scheduled(tick):
-            return None
         self._pending = None
         latency_ms = 1e3 * (arrived_at - self._scheduled(asked_at))
         # A slip, or a thread switch between arrival and tick, must not make it one tick shorter than what was lived.

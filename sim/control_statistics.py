@@ -46,7 +46,7 @@ class ControlLog:
         self._period_ms, self._tick_ms = period_ms, tick_ms
         self._commands: list[Command] = []
         self._hand: list[np.ndarray] = []
-        self._begun = 0
+        self._begun = self._dropped = 0
         self.latencies_ms: list[float] = []
         self.traces: list[DecodeTrace] = []
 
@@ -55,6 +55,11 @@ class ControlLog:
         self.latencies_ms.append(answer.latency_ms)
         self.traces.append(answer.action.trace)
         self._begun += begun
+        self._dropped += not begun
+
+    def left(self, answer: Answer) -> None:
+        """A decision came after the end."""
+        self.latencies_ms.append(answer.latency_ms)
 
     def stepped(self, command: Command) -> None:
         """A tick has been carried out."""
@@ -74,7 +79,7 @@ class ControlLog:
             decisions=self._begun,
             holds=sum(command.held for command in commands),
             stale=sum(command.held or command.age is None or command.age > oldest for command in commands),
-            dropped=len(self.latencies_ms) - self._begun,
+            dropped=self._dropped,
             deadline_misses=sum(latency > self._period_ms for latency in self.latencies_ms),
             path_m=float(np.linalg.norm(np.diff(positions, axis=0), axis=1).sum()),
             jerk=_jerk(positions, self._tick_ms / 1e3),

@@ -27,8 +27,8 @@ NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
 class EpisodeResult:
     """How an episode went.
 
-    steps: control ticks until its end. decision_ms: latency of each decision that arrived, as the world has seen it.
-    traces: how the policy decoded each of them. control: how the arm was controlled.
+    steps: control ticks until its end. decision_ms: latency of every decision, the one included that the end came
+    before. traces: how the policy decoded those that arrived. control: how the arm was controlled.
     """
 
     success: bool
@@ -87,4 +87,6 @@ def run_episode(
         log.stepped(command)
         image = look()
         tick += 1
+    if (answer := clock.leave(tick)) is not None:
+        log.left(answer)
     return EpisodeResult(terminated, tick, tuple(log.latencies_ms), tuple(log.traces), log.statistics(clock.pace()))

@@ -86,8 +86,8 @@ class EpisodeRecord:
     seconds: wall time of the episode, reset included. finished_at: UTC, ISO 8601.
     decoding: how the actions came about; None for policies that decode no tokens, after an error and in old files.
     control: how fresh actions were and how the arm moved; None after an error and in old files.
-    decision_ms: latency of each decision as the world has seen it, a trace that another run can be charged with; empty
-        after an error and in old files.
+    decision_ms: latency of every decision as the world has seen it, the one included that the end came before; a trace
+        that another run can be charged with. Empty after an error and in old files.
     hardware, command: on what it ran and how to run it again; empty in old files.
     """
 

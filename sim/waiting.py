@@ -70,7 +70,6 @@ class Arm:
         self._gripper = -1.0  # open, as the arm starts
         self._asked_at: int | None = None
         self._begun_at = -lasting
-        self.dropped = 0
 
     def busy(self, tick: int) -> bool:
         """Whether the last action is still meant to be executed in this tick."""
@@ -79,7 +78,6 @@ class Arm:
     def begin(self, answer: Answer, tick: int) -> bool:
         """Takes over a new action from this tick on; False where it came too late and is dropped."""
         if tick - answer.asked_at > self._max_age:
-            self.dropped += 1
             return False
         values = simulator_action(answer.action)
         self._motion, self._gripper = values[:6], float(values[6])

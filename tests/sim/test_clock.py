@@ -109,8 +109,9 @@ def test_whatever_the_latencies(latencies, pipelined, hold):
     control = first.control
     assert control.holds <= control.stale <= control.ticks == first.steps <= STEP_LIMIT
     assert control.decisions <= control.ticks
-    assert len(first.decision_ms) == len(first.traces) == control.decisions + control.dropped
-    assert first.decision_ms == tuple(latency for latency, _ in zip(cycle(latencies), first.traces, strict=False))
+    assert len(first.traces) == control.decisions + control.dropped
+    assert len(first.decision_ms) - len(first.traces) in (0, 1)  # the end may come before the last decision
+    assert first.decision_ms == tuple(latency for latency, _ in zip(cycle(latencies), first.decision_ms, strict=False))
     if not pipelined:
         assert control.decisions + control.holds == control.ticks
 
@@ -143,7 +144,6 @@ def test_the_charged_clock_repeats_a_real_time_run_from_its_latencies(pipelined)
     policy = Halfway(delays.uniform(0.005, 0.17) for _ in range(1000))
     clock = RealTimeClock(lambda: policy)
     lived = run_episode(FakeLiberoEnv(0), clock, 20, waiting=waiting)
-    decided = list(policy.actions[: len(lived.decision_ms)])
     clock.close()
     repeating = Halfway()
     again = run_episode(
@@ -155,7 +155,7 @@ def test_the_charged_clock_repeats_a_real_time_run_from_its_latencies(pipelined)
     )
     assert (again.success, again.steps) == (lived.success, lived.steps)
     assert again.decision_ms == lived.decision_ms
-    assert repeating.actions[: len(decided)] == decided
+    assert repeating.actions == policy.actions
     assert (again.control.holds, again.control.path_m) == (lived.control.holds, lived.control.path_m)
 
 
@@ -187,7 +187,8 @@ def test_real_time_starts_afresh_after_an_unfinished_decision():
     clock = RealTimeClock(lambda: policy)
     for _ in range(2):
         result = run_episode(FakeLiberoEnv(0, protocol=Protocol(step_limit=2)), clock, 0)
-        assert result.decision_ms == ()
+        assert (len(result.decision_ms), result.traces) == (1, ())
+        assert result.decision_ms[0] > 200.0
     clock.close()
     assert policy.resets == 2
 

@@ -41,7 +41,6 @@ def test_a_repeated_action_ends_when_it_is_too_old():
     assert arm.begin(answer(asked_at=1), 2)
     assert motions(arm, range(2, 6)) == [-1, -1, -1, 0]
     assert not arm.begin(answer(asked_at=1), 5)
-    assert arm.dropped == 1
 
 
 def test_an_action_lasts_a_control_period_whatever_the_rate():
