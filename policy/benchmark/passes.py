@@ -17,7 +17,7 @@ from policy.benchmark.cost import Machine, StepCost
 from policy.benchmark.machine import median_ms
 from policy.decoding.cache import StaticCache
 from policy.decoding.capture import capture_passes
-from policy.openvla.config import IMAGE_SIDE, OpenVLAConfig
+from policy.openvla.config import ACTION_BINS, IMAGE_SIDE, OpenVLAConfig
 from policy.openvla.model import OpenVLA
 
 # Decided tokens and the smallest tree, which is what most further passes read.
@@ -54,7 +54,8 @@ def random_model(config: OpenVLAConfig, device: torch.device, dtype: torch.dtype
 def measure_passes(
     config: OpenVLAConfig, prompt: int, name: str, machine: Machine, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
-    """Milliseconds of vision, of the prompt's pass without and with a tree, and of passes of 14 tokens and of one.
+    """Milliseconds of vision, of the prompt's pass without and with a tree, of passes of 14 tokens and of one, and of
+    the head alone for a tree: all its rows, and those of actions only.
 
     prompt: tokens, patches included. An arrangement that this machine cannot run gives a row with its error.
     """
@@ -75,6 +76,8 @@ def measure_passes(
         for stage, rows in _pass_rows(prompt).items():
             work = _pass(model, cache, rows, 0 if rows >= prompt else prompt)
             times[stage] = median_ms(work, device, in_a_row=in_a_row)
+        heads = _heads(model)
+        times |= {stage: median_ms(work, device, in_a_row=in_a_row) for stage, work in heads.items()}
     except (RuntimeError, ValueError) as error:
         return {"arrangement": name, "error": str(error).splitlines()[0]}
     cost = StepCost(config, prompt, dtype.itemsize, plan.precision == "fp8")
@@ -82,9 +85,18 @@ def measure_passes(
         stage: machine.milliseconds(cost.language(rows), cost.float8) for stage, rows in _pass_rows(prompt).items()
     }
     row: dict[str, Any] = {"arrangement": name} | {f"{stage}_ms": milliseconds for stage, milliseconds in times.items()}
-    row |= {f"{stage}_percent_of_bound": 100 * bounds[stage] / times[stage] for stage in times}
+    row |= {f"{stage}_percent_of_bound": 100 * bounds[stage] / times[stage] for stage in bounds}
     memory = torch.cuda.max_memory_reserved(device) / 1e9 if device.type == "cuda" else None
     return row | {"total_s": time.perf_counter() - began, "memory_gb": memory}
+
+
+def _heads(model: OpenVLA) -> dict[str, Callable[[], Tensor]]:
+    """What the head costs for a tree's nodes, to tell what leaving out words could save at most."""
+    weight = model.language_model.lm_head.weight
+    hidden = torch.randn(1 + TREE_NODES, weight.shape[1], device=model.device, dtype=model.dtype)
+    end = model.config.action_vocabulary
+    actions = weight[end - ACTION_BINS : end]
+    return {"head": lambda: hidden @ weight.t(), "action_head": lambda: hidden @ actions.t()}
 
 
 def _pass_rows(prompt: int) -> dict[str, int]:

@@ -110,7 +110,7 @@ def test_passes_alone_are_timed_for_every_arrangement_that_runs_here(small_confi
         if plan.attention == "cudnn":
             assert "kernel" in row["error"]
         else:
-            assert row["prefill_tree_ms"] == row["one_token_ms"] == row["vision_ms"] == 1
+            assert row["prefill_tree_ms"] == row["one_token_ms"] == row["vision_ms"] == row["action_head_ms"] == 1
             assert 0 < row["one_token_percent_of_bound"] <= row["prefill_percent_of_bound"] < 100
 
 
