@@ -93,6 +93,8 @@ class DrafterTraining:
         self.folder.mkdir(parents=True, exist_ok=True)
         if config.resume:
             self._resume()
+        if self.step == 0:
+            self.metrics_file.unlink(missing_ok=True)
 
     @property
     def progress(self) -> float:

@@ -122,6 +122,7 @@ def test_a_training_cut_short_goes_on(config: DrafterTrainingConfig, kind: str) 
         load_head(second.output, load_checkpoint(Path(config.target)), kind)
     fresh = DrafterTraining(replace(config, kind=kind, resume=False), lines.append)
     assert fresh.step == 0
+    assert not fresh.metrics_file.exists()
 
 
 def test_a_stopped_training_saves(config: DrafterTrainingConfig) -> None:
