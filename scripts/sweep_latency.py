@@ -151,13 +151,13 @@ def headline(sweep: SweepConfig, found: dict[Path, list[EpisodeRecord]], workers
 
 
 def table_of(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], title: str) -> Table:
-    columns = ("world", "decoder", "latency", "solved", "95 %", "p", "seconds", "Hz", "stale", "missed")
-    table = Table(*columns, title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("world, decoder, latency", overflow="fold")
+    for name in ("solved", "95 %", "p", "seconds", "Hz", "stale", "missed"):
+        table.add_column(name, justify="right", no_wrap=True)
     for cell, row in zip(cells, rows, strict=True):
         table.add_row(
-            row["world"],
-            row["decoder"],
-            cell.latency,
+            f"{cell.world}, {cell.decoder}, {cell.latency}",
             f"{row['successes']}/{row['episodes']}",
             f"{100 * row['wilson95_low']:.0f}-{100 * row['wilson95_high']:.0f}",
             *(number(row.get(name), places) for name, places in NUMBERS.items()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,25 +84,29 @@ def rate_of(cell: Cell) -> float | None:
 
 def _decoding_drawings(decoded: dict[str, DecodingStatistics]) -> Iterator[Drawing]:
     passes = {name: np.array(total.passes) / total.actions for name, total in decoded.items()}
-    accepted = {name: np.array(total.drafted) / total.actions for name, total in decoded.items()}
-    deviation = {name: np.array(total.absolute_deviation) / total.actions for name, total in decoded.items()}
+    colours = dict(zip(decoded, cycle(COLOURS), strict=False))
+    drafted = {name: total for name, total in decoded.items() if any(total.drafted)}
+    accepted = {name: np.array(total.drafted) / total.actions for name, total in drafted.items()}
+    deviation = {name: np.array(total.absolute_deviation) / total.actions for name, total in drafted.items()}
     yield Drawing(
         "passes",
         "Target passes per action",
         "Share of actions by the forward passes of the target that they took, the prefill counted; seven is plain.",
-        _panel(lambda axes: _bars(axes, passes, [str(n) for n in range(1, 8)], "passes", "share of actions")),
+        _panel(lambda axes: _bars(axes, passes, colours, [str(n) for n in range(1, 8)], "passes", "share of actions")),
     )
+    if not drafted:
+        return
     yield Drawing(
         "acceptance",
         "Acceptance by dimension",
         "Share of actions whose token of this dimension was accepted from a draft.",
-        _panel(lambda axes: _bars(axes, accepted, list(ACTION_NAMES), "", "share of actions")),
+        _panel(lambda axes: _bars(axes, accepted, colours, list(ACTION_NAMES), "", "share of actions")),
     )
     yield Drawing(
         "deviation",
         "Deviation by dimension",
         "Mean distance of the executed token from the target's own choice, in bins; exact decoders have none.",
-        _panel(lambda axes: _bars(axes, deviation, list(ACTION_NAMES), "", "bins")),
+        _panel(lambda axes: _bars(axes, deviation, colours, list(ACTION_NAMES), "", "bins")),
     )
 
 
@@ -200,13 +205,16 @@ def _latency_distribution(axes: Axes, cells: Sequence[Cell]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _bars(axes: Axes, series: dict[str, np.ndarray], ticks: list[str], below: str, beside: str) -> None:
+def _bars(
+    axes: Axes, series: dict[str, np.ndarray], colours: dict[str, str], ticks: list[str], below: str, beside: str
+) -> None:
     """Bars side by side, one per series at each tick."""
     width = 0.8 / len(series)
     for index, (name, values) in enumerate(series.items()):
         left = np.arange(len(ticks)) - 0.4 + (index + 0.5) * width
-        axes.bar(left, values, width, color=COLOURS[index % len(COLOURS)], label=name)
+        axes.bar(left, values, width, color=colours[name], label=name)
     axes.set_xticks(range(len(ticks)), ticks)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
 

@@ -30,18 +30,17 @@ body { margin: 0 auto; padding: 1rem; max-width: 76rem; background: var(--paper)
 h1 { font-size: 1.6rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 0 0 .2rem; }
-p, figcaption, caption { color: var(--faint); font-size: .875rem; margin: .2rem 0 .6rem; }
+p, figcaption { color: var(--faint); font-size: .875rem; margin: .2rem 0 .6rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
 figure { margin: 0; min-width: 0; }
 figure svg { width: 100%; height: auto; display: block; }
 figure svg text { fill: currentColor; font-family: system-ui, sans-serif !important; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; caption-side: top; }
 th, td { padding: .25rem .6rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td { white-space: pre-line; }
 .numbers td, .numbers th { white-space: nowrap; }
-.origin td { overflow-wrap: anywhere; }
+.origin td:last-child { overflow-wrap: anywhere; }
 .films { display: flex; gap: .8rem; overflow-x: auto; }
 .films figure { flex: 0 0 min(16rem, 80vw); }
 video { width: 100%; display: block; background: #000; }
@@ -101,11 +100,11 @@ def _figure(drawing: Drawing) -> str:
 
 
 def _table(table: Table, kind: str) -> str:
-    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    caption = f"<p>{escape(table.caption)}</p>" if table.caption else ""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
     rows = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<div class="scroll"><table class="{kind}">{caption}{body}</table></div>'
+    return f'{caption}<div class="scroll"><table class="{kind}">{body}</table></div>'
 
 
 def _film_row(row: FilmRow) -> str:
