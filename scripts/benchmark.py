@@ -15,6 +15,7 @@ import gc
 import json
 import sys
 import time
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,12 @@ def main() -> int:
         parser.error(f"there is no {', '.join(unknown)}; rows are {', '.join(rows)}; passes {', '.join(ARRANGEMENTS)}")
     try:
         benchmark = Benchmark(chosen, console)
-        benchmark.run([rows[name] for name in names], passes)
+        failed = benchmark.run([rows[name] for name in names], passes)
         benchmark.report(rows)
     except (ValueError, FileNotFoundError) as error:
         console.print(f"cannot measure: {error}", style="red", markup=False, highlight=False)
         return 2
-    return 0
+    return 1 if failed else 0
 
 
 class Benchmark:
@@ -127,17 +128,25 @@ class Benchmark:
         self._config: OpenVLAConfig = self._subject.target_config()
         self._machine = self._measured_machine()
 
-    def run(self, rows: list[Arrangement], passes: list[str]) -> None:
-        """Measure what is not there yet, as far as the time goes."""
+    def run(self, rows: list[Arrangement], passes: list[str]) -> list[str]:
+        """Measure what is not there yet, as far as the time goes; the names of rows that failed."""
+        failed = []
         for row in rows:
             if self._begins(row.name, asdict(row)):
-                self._keep(row.name, asdict(row), measure_steps(self._subject, row, self._episodes).to_json())
+                try:
+                    found = measure_steps(self._subject, row, self._episodes)
+                except Exception:  # a kernel that this machine lacks must not cost the other rows
+                    failed.append(row.name)
+                    self._console.print(f"{row.name} failed:\n{traceback.format_exc()}", style="red", markup=False)
+                else:
+                    self._keep(row.name, asdict(row), found.to_json())
         for name in passes:
             if self._begins(f"pass {name}", {}):
                 subject, model = self._subject, (self._config, self._prompt)
-                found = measure_passes(*model, name, self._machine, subject.device, subject.dtype)
-                self._keep(f"pass {name}", {}, found)
-                self._console.print(found, highlight=False)
+                timed = measure_passes(*model, name, self._machine, subject.device, subject.dtype)
+                self._keep(f"pass {name}", {}, timed)
+                self._console.print(timed, highlight=False)
+        return failed
 
     def report(self, rows: dict[str, Arrangement]) -> None:
         """Table, plot and result file of all that is there. Raises ValueError where that is nothing."""

@@ -36,7 +36,8 @@ class Acceleration:
     """Measures that leave the function as it is, up to rounding; all but the precision.
 
     joined: joined projections in the language model. parallel_towers: both vision towers at once, on a GPU.
-    compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. attention:
+    compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. tuned: also
+    try kernels for every matrix product, for each length anew; only for passes whose lengths are few. attention:
     the language model's kernel, PyTorch's choice unless named. precision: "fp8" for 8-bit matrix products in the
     language model's layers. What changes its layers (the last three) needs them joined.
     """
@@ -44,6 +45,7 @@ class Acceleration:
     joined: bool = True
     parallel_towers: bool = True
     compiled: bool = False
+    tuned: bool = False
     attention: Attention = "auto"
     precision: Precision = "full"
 
@@ -51,6 +53,8 @@ class Acceleration:
         for name, choices in (("attention", get_args(Attention)), ("precision", get_args(Precision))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.tuned and not self.compiled:
+            raise ValueError("kernels are tuned by the compiler; set compiled, too")
         if not self.joined and (self.compiled or self.attention != "auto" or self.precision != "full"):
             raise ValueError("compiled layers, another attention and fp8 need joined projections; leave joined true")
 
@@ -86,7 +90,7 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     if plan.parallel_towers and model.device.type == "cuda":
         _run_towers_at_once(model.vision_backbone)
     if plan.compiled:
-        _compile_blocks(model)
+        _compile_blocks(model, plan.tuned)
 
 
 def _to_float8(layer: nn.Module) -> None:
@@ -116,15 +120,16 @@ def _run_towers_at_once(backbone: VisionBackbone) -> None:
     setattr(backbone, "forward", forward)  # noqa: B010
 
 
-def _compile_blocks(model: OpenVLA) -> None:
-    """One compiled block serves all blocks of its kind, at all lengths: lengths are left open, since a new instruction
-    must not stall a robot while its length is compiled.
+def _compile_blocks(model: OpenVLA, tuned: bool) -> None:
+    """One compiled block serves all blocks of its kind, at all lengths: lengths are left open unless tuned for, since a
+    new instruction must not stall a robot while its length is compiled.
     """
+    mode = "max-autotune-no-cudagraphs" if tuned else "default"
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _COMPILED_VARIANTS)
     for layer in model.language_model.model.layers:
         if isinstance(layer, FusedLayer):
-            layer.compile(fullgraph=True, dynamic=True)
+            layer.compile(fullgraph=True, dynamic=not tuned, mode=mode)
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
         for block in tower.blocks:
-            block.compile(fullgraph=True, dynamic=False)
+            block.compile(fullgraph=True, dynamic=False, mode=mode)

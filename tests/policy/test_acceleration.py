@@ -86,7 +86,11 @@ def test_layers_can_be_compiled_whole_and_open_in_length(small_model: OpenVLA, m
         return graph.forward
 
     compile_plainly = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compile_plainly(self, backend=run, **options))
+    monkeypatch.setattr(
+        nn.Module,
+        "compile",
+        lambda self, fullgraph, dynamic, mode: compile_plainly(self, backend=run, fullgraph=fullgraph, dynamic=dynamic),
+    )
     torch._dynamo.reset()
     model = arranged(small_model, Acceleration(compiled=True))
     for length in (9, 5, 7):
@@ -105,6 +109,8 @@ def test_measures_that_need_joined_layers_say_so() -> None:
     for change in ({"compiled": True}, {"attention": "math"}, {"precision": "fp8"}):
         with pytest.raises(ValueError, match="need joined projections"):
             replace(AS_LOADED, **change)
+    with pytest.raises(ValueError, match="set compiled, too"):
+        Acceleration(tuned=True)
     with pytest.raises(ValueError, match="'fp4'; it must be one of full, fp8"):
         Acceleration(precision="fp4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'fast'; it must be one of none, joined, compiled, fp8"):

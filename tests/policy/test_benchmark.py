@@ -165,4 +165,7 @@ def test_one_command_measures_resumes_and_reports(
     assert headline["relaxed_mean_ms"] is None
     assert (tmp_path / "speed.png").stat().st_size > 1000
     assert "relaxed: " not in run("--rows", "relaxed", "--time-limit", "0")[1]
+    code, output = run("--rows", "fp8 relaxed", "--attention", "cudnn")
+    assert code == 1
+    assert "fp8 relaxed failed" in output
     assert run("--rows", "faster")[0] == 2
