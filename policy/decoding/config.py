@@ -133,4 +133,5 @@ class DecodingConfig:
             self.name,
             [SEEING_DRAFTERS[drafter](material) for drafter in self.drafters if drafter in SEEING_DRAFTERS],
             None if self.head is None else HEADS[self.head](material),
+            material.record(),
         )

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.cache import CachePool
+from policy.decoding.capture import Record
 from policy.decoding.head_tail import HeadTail
 from policy.decoding.memory import EpisodeMemory
 from policy.decoding.progress import UNKNOWN, ActionProgress
@@ -26,7 +27,7 @@ from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.target_passes import TargetPasses
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
-from policy.decoding.verification import verify
+from policy.decoding.verification import Verifier
 from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
 from policy.drafting.placement import Placement
 from policy.openvla.config import PATCHES
@@ -55,7 +56,7 @@ class SpeculativeDecoder:
     placement: merges what they propose into a tree. tail: what drafts the tokens that the first pass left open:
     "jacobi" (what the target said along refused branches), "tree" (that, the drafters again and the head if there is
     one), "head" (it alone) or "plain" (nothing). seeing: asked before the prompt is read; what they said serves the
-    tail "tree", too.
+    tail "tree", too. record: how judging is recorded, see `Verifier`.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class SpeculativeDecoder:
         name: str = "speculative",
         seeing: Sequence[SeeingDrafter] = (),
         head: Head | None = None,
+        record: Record | None = None,
     ) -> None:
         self.model = model
         self.name = name
         self._rule = rule
+        self._verify = Verifier(rule, model.config.action_vocabulary, record)
         self._drafters = tuple(drafters)
         self._placement = placement or Placement(nodes=DRAFTED_DIMENSIONS, confidence=0.0, reach=rule.reach)
         self._tail = tail
@@ -102,8 +105,10 @@ class SpeculativeDecoder:
         passes = TargetPasses(self.model, prompts, self._most_nodes, self._caches)
         decided = torch.zeros(batch, DRAFTED_DIMENSIONS, dtype=torch.int64, device=device)
         counts = torch.ones(batch, dtype=torch.int64, device=device)
+        state = AcceptanceState.fresh(batch, device)
         for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
-            passes.prefill(TokenTree.of([Draft()] * batch, width, device))
+            tree = TokenTree.of([Draft()] * batch, width, device)
+            self._verify(tree, passes.prefill(tree), state)
             passes.extend(decided, counts, TokenTree.of([Draft(1)] * batch, width, device))
         if self._head is not None:
             HeadTail(self._head, prompts).rehearse(passes)
@@ -212,7 +217,7 @@ class SpeculativeDecoder:
         logits: Tensor,
         state: AcceptanceState,
     ) -> None:
-        found = verify(tree, logits, self._rule, state, self.model.config.action_vocabulary)
+        found = self._verify(tree, logits, state)
         for row, (action, draft) in enumerate(zip(progress, drafts, strict=True)):
             if not action.done:
                 rows = (found.choices[row], found.drafted_choices[row], found.emitted[row])

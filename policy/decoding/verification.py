@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Verdict, target_choice
+from policy.decoding.capture import Record, captured
 from policy.decoding.tree import ROOT, TokenTree
 from policy.openvla.config import ACTION_BINS
 
@@ -33,25 +34,41 @@ class Verification:
     emitted: np.ndarray
 
 
-def verify(
-    tree: TokenTree, logits: Tensor, rule: AcceptanceRule, state: AcceptanceState, action_vocabulary: int
-) -> Verification:
-    """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
+class Verifier:
+    """Judges trees by a rule.
 
-    Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
-    that id, so it is left to the target.
+    record: how judging is recorded to be one launch instead of some forty; it runs launch by launch unless given.
     """
-    choices = logits.argmax(dim=-1)  # [B, 1 + N]
-    of_bins = logits[:, :, action_vocabulary - ACTION_BINS : action_vocabulary].flip(-1)  # ids count down, bins up
-    parents = tree.parents - ROOT  # the root is the first row
-    of_parents = of_bins.gather(1, parents[:, :, None].expand(-1, -1, ACTION_BINS))
-    verdict = rule.accept(tree, of_parents, tree.depths, state)
-    is_action = (choices >= action_vocabulary - ACTION_BINS) & (choices < action_vocabulary)
-    last = longest_path(tree, verdict, is_action.gather(1, parents))
-    # One copy for all, since each waits for the device.
-    packed = torch.cat([last[:, None], choices, target_choice(of_bins), verdict.emitted], dim=1).cpu().numpy()
-    last_host, choices_host, best_bins, emitted = np.split(packed, np.cumsum([1, *[1 + tree.nodes] * 2]), axis=1)
-    return Verification(last_host[:, 0], choices_host, best_bins, emitted)
+
+    def __init__(self, rule: AcceptanceRule, action_vocabulary: int, record: Record | None = None) -> None:
+        self._rule = rule
+        self._end = action_vocabulary
+        self._judged = captured(self._judge, record)
+
+    def __call__(self, tree: TokenTree, logits: Tensor, state: AcceptanceState) -> Verification:
+        """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
+
+        Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
+        that id, so it is left to the target.
+        """
+        remembered = (state.signed_error, state.previous, state.repeats)
+        laid = (tree.tokens, tree.parents, tree.depths, tree.valid, tree.ancestors)
+        # One copy for all, since each waits for the device.
+        packed = self._judged((logits, *laid, *remembered)).cpu().numpy()
+        last, choices, best_bins, emitted = np.split(packed, np.cumsum([1, *[1 + tree.nodes] * 2]), axis=1)
+        return Verification(last[:, 0], choices, best_bins, emitted)
+
+    def _judge(self, logits: Tensor, *tensors: Tensor) -> Tensor:
+        """What a verification holds, side by side: int64 `[B, 3 + 3 * N]`."""
+        tree, state = TokenTree(*tensors[:5]), AcceptanceState(*tensors[5:])
+        choices = logits.argmax(dim=-1)  # [B, 1 + N]
+        of_bins = logits[:, :, self._end - ACTION_BINS : self._end].flip(-1)  # ids count down, bins up
+        parents = tree.parents - ROOT  # the root is the first row
+        of_parents = of_bins.gather(1, parents[:, :, None].expand(-1, -1, ACTION_BINS))
+        verdict = self._rule.accept(tree, of_parents, tree.depths, state)
+        is_action = (choices >= self._end - ACTION_BINS) & (choices < self._end)
+        last = longest_path(tree, verdict, is_action.gather(1, parents))
+        return torch.cat([last[:, None], choices, target_choice(of_bins), verdict.emitted], dim=1)
 
 
 def longest_path(tree: TokenTree, verdict: Verdict, allowed: Tensor) -> Tensor:

@@ -75,9 +75,9 @@ def steps() -> list[tuple[Tensor, list[list[int]]]]:
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", ["autoregressive", "speculative"])
 def test_decoding_with_replayed_passes_gives_the_same_tokens(small_model: OpenVLA, steps, kind: str):
-    def tokens(model: OpenVLA) -> list[np.ndarray]:
+    def tokens(model: OpenVLA, record: HandRecorder | None = None) -> list[np.ndarray]:
         plain, rule = AutoregressiveDecoder(model), make_rule("exact", {}, STATISTICS)
-        decoder = plain if kind == "autoregressive" else SpeculativeDecoder(model, rule)
+        decoder = plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, record=record)
         found = []
         for pixels, prompts in steps:
             batch = PromptBatch.embed(model, prompts, model.image_features(pixels))
@@ -88,7 +88,7 @@ def test_decoding_with_replayed_passes_gives_the_same_tokens(small_model: OpenVL
     expected, recorder = tokens(small_model), HandRecorder()
     captured = copy.deepcopy(small_model)
     capture_passes(captured, recorder)
-    for want, got in zip(expected, tokens(captured), strict=True):
+    for want, got in zip(expected, tokens(captured, recorder), strict=True):
         np.testing.assert_array_equal(got, want)
     assert recorder.played > recorder.recorded > 4
 
@@ -106,7 +106,9 @@ def test_after_a_rehearsal_nothing_is_recorded(small_model: OpenVLA, steps, kind
     model, recorder = copy.deepcopy(small_model), HandRecorder()
     capture_passes(model, recorder)
     plain, rule = AutoregressiveDecoder(model), make_rule("exact", {}, STATISTICS)
-    decoder = plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, [PreviousAction()])
+    decoder = (
+        plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, [PreviousAction()], record=recorder)
+    )
     singles = [(pixels, prompts) for pixels, prompts in steps if len(prompts) == 1]
     features = [model.image_features(pixels) for pixels, _ in singles]
     decoder.rehearse(PromptBatch.embed(model, [[1] * 9], features[0]))
