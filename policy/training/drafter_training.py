@@ -145,7 +145,7 @@ class DrafterTraining:
         return config.resolved_learning_rate * min(1.0, (self.step + 1) / config.warmup_steps) * cosine
 
     def _ask_for_all_actions(self) -> None:
-        """A head needs a pass of the target for every batch anyway; a draft model would wait for it."""
+        """A draft model sees every frame many times, and would wait for the target each first time."""
         size, started = 32, time.monotonic()
         for first in range(0, len(self.training.library), size):
             rows = torch.arange(first, min(first + size, len(self.training.library)))

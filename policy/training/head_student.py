@@ -66,7 +66,7 @@ class HeadStudent:
 
     def _lesson(self, book: ActionBook, rows: Tensor) -> Lesson:
         prompts = self._teacher.prompts(book.library.frames[rows], book.library.texts(rows))
-        return self._teacher.lesson(prompts, book.look_up(rows, prompts))
+        return self._teacher.lesson(prompts)
 
     def _with_noise(self, lesson: Lesson) -> Lesson:
         """So that a head bears features that are not quite the target's, as its own are (EAGLE, section 4.2)."""

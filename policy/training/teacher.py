@@ -1,6 +1,7 @@
 """The target as a drafter's teacher: what it does on a frame, and its hidden states on the way.
 
-Actions are small and kept; hidden states are made anew for every batch, since those of one frame are megabytes.
+Actions are small and may be kept (`ActionBook`); hidden states are made anew for every batch, since those of one frame
+are megabytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
@@ -44,7 +44,6 @@ class Teacher:
     def __init__(self, model: OpenVLA, prompter: Prompter, settings: PreprocessorSettings) -> None:
         self.model = model
         self.prompter = prompter
-        self._decoder = AutoregressiveDecoder(model)
         self._caches = CachePool(model)
         self._means, self._stds = (
             torch.tensor(colours, device=model.device).view(1, -1, 1, 1) for colours in (settings.means, settings.stds)
@@ -75,20 +74,26 @@ class Teacher:
         return PromptBatch.embed(self.model, self.prompt_ids(instructions), features)
 
     @torch.no_grad()
-    def actions(self, prompts: PromptBatch) -> Tensor:
-        """The greedy choices as bins, int64 `[B, 7]`; an id that is no action token counts as the nearest bin."""
-        ids = torch.stack([step.tokens for step in self._decoder.steps(prompts)], dim=1)
-        return (self.model.config.action_vocabulary - 1 - ids).clamp(0, ACTION_BINS - 1)
+    def lesson(self, prompts: PromptBatch) -> Lesson:
+        """Greedy decoding that keeps all hidden states: the prompts' pass and six small ones."""
+        passes, nothing = TargetPasses(self.model, prompts, 0, self._caches), self._no_tree(len(prompts.lengths))
+        decided = torch.zeros(len(prompts.lengths), DRAFTED_DIMENSIONS, dtype=torch.int64, device=self.device)
+        ids, features = [], []
+        logits = passes.prefill(nothing)
+        for dimension in range(ACTION_DIMENSIONS):
+            ids.append(logits[:, 0].argmax(dim=-1))
+            features.append(passes.hidden[:, 0])
+            if dimension < DRAFTED_DIMENSIONS:
+                decided[:, dimension] = ids[-1]
+                logits = passes.extend(decided, torch.full_like(prompts.lengths, dimension + 1), nothing)
+        # An id that is no action token counts as the nearest bin, as it does for the robot.
+        bins = (self.model.config.action_vocabulary - 1 - torch.stack(ids, dim=1)).clamp(0, ACTION_BINS - 1)
+        states = (prompts.embeddings, passes.prompt_hidden, torch.stack(features, dim=1))
+        embeddings, hidden, chosen = (state.float() for state in states)
+        return Lesson(embeddings, hidden, prompts.lengths, chosen, bins)
 
-    @torch.no_grad()
-    def lesson(self, prompts: PromptBatch, bins: Tensor) -> Lesson:
-        """One pass over prompts and the actions, bins int64 `[B, 7]`, that follow them."""
-        passes = TargetPasses(self.model, prompts, DRAFTED_DIMENSIONS, self._caches)
-        drafts = [Draft.chain(0, row[:DRAFTED_DIMENSIONS], "target") for row in bins.tolist()]
-        passes.prefill(TokenTree.of(drafts, DRAFTED_DIMENSIONS, self.device))
-        states = (prompts.embeddings, passes.prompt_hidden, passes.hidden)
-        embeddings, hidden, features = (state.float() for state in states)
-        return Lesson(embeddings, hidden, prompts.lengths, features, bins)
+    def _no_tree(self, batch: int) -> TokenTree:
+        return TokenTree.of([Draft()] * batch, 0, self.device)
 
 
 class ActionBook:
@@ -99,10 +104,9 @@ class ActionBook:
         self._teacher = teacher
         self.known = torch.full((len(library), ACTION_DIMENSIONS), _UNKNOWN, dtype=torch.int16)
 
-    def look_up(self, rows: Tensor, prompts: PromptBatch | None = None) -> Tensor:
-        """Bins int64 `[B, 7]` on the teacher's device for rows int64 `[B]`. prompts: of these rows, if at hand."""
+    def look_up(self, rows: Tensor) -> Tensor:
+        """Bins int64 `[B, 7]` on the teacher's device for rows int64 `[B]`."""
         if (self.known[rows] == _UNKNOWN).any():
-            if prompts is None:
-                prompts = self._teacher.prompts(self.library.frames[rows], self.library.texts(rows))
-            self.known[rows] = self._teacher.actions(prompts).to("cpu", torch.int16)
+            prompts = self._teacher.prompts(self.library.frames[rows], self.library.texts(rows))
+            self.known[rows] = self._teacher.lesson(prompts).bins.to("cpu", torch.int16)
         return self.known[rows].long().to(self._teacher.device)

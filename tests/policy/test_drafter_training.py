@@ -52,7 +52,7 @@ def config(acting_checkpoint: Path, tmp_path: Path) -> DrafterTrainingConfig:
         output=tmp_path / "drafter",
         max_steps=60,
         held_out_every=2,
-        batch_size=6,
+        batch_size=4,
         learning_rate=3e-3,
         warmup_steps=5,
         average_decay=0.5,
@@ -146,7 +146,7 @@ def test_the_teacher_says_what_plain_decoding_does(acting_checkpoint: Path) -> N
     rows = torch.tensor([2, 0])
     prompts = teacher.prompts(library.frames[rows], library.texts(rows))
     steps = list(AutoregressiveDecoder(model).steps(prompts))
-    lesson = teacher.lesson(prompts, ActionBook(library, teacher).look_up(rows))
+    lesson = teacher.lesson(prompts)
     ids = model.config.action_vocabulary - 1 - lesson.bins
     assert torch.equal(ids, torch.stack([step.tokens for step in steps], dim=1))
     torch.testing.assert_close(lesson.features, torch.stack([step.hidden for step in steps], 1), rtol=1e-4, atol=1e-4)
@@ -160,7 +160,7 @@ def test_actions_are_asked_for_once(acting_checkpoint: Path, monkeypatch: pytest
     frames = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
     book = ActionBook(FrameLibrary(frames, torch.tensor([0, 1, 0, 1]), INSTRUCTIONS), teacher)
     first = book.look_up(torch.tensor([1, 3]))
-    monkeypatch.setattr(teacher, "actions", None)  # to ask again would fail
+    monkeypatch.setattr(teacher, "lesson", None)  # to ask again would fail
     assert torch.equal(book.look_up(torch.tensor([3, 1])), first.flip(0))
     with pytest.raises(TypeError):
         book.look_up(torch.tensor([0, 1]))
