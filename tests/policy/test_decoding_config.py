@@ -16,7 +16,7 @@ from policy.openvla.model import OpenVLA
 
 SHIPPED = {"autoregressive", "exact", "default", "spec-vla", "corrected", "physical", "typical"}
 # These need a drafter that was trained for the target.
-TRAINED = {"draft-vla", "eagle", "parallel", "draft-vla-eagle", "spec-vla-paper"}
+TRAINED = {"draft-vla", "eagle", "parallel", "draft-vla-eagle", "spec-vla-paper", "spec-vla-paper-strict"}
 
 
 def test_all_shipped_configurations(small_model: OpenVLA) -> None:
