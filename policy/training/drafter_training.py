@@ -105,7 +105,7 @@ class DrafterTraining:
         """Train, log to `metrics.jsonl`, save; returns the last validation."""
         if self.config.kind == DRAFT_VLA:
             self._ask_for_all_actions()
-        last_log = time.monotonic()
+        last_log = last_save = time.monotonic()
         losses: dict[str, Tensor] = {}
         score: AcceptanceScore | None = None
         while self.progress < 1 and not self.stopping:
@@ -117,8 +117,10 @@ class DrafterTraining:
             self.elapsed += time.monotonic() - started
             if time.monotonic() - last_log > self.config.log_seconds:
                 score = self._log(losses)
-                self.save()
                 last_log = time.monotonic()
+            if time.monotonic() - last_save > self.config.save_seconds:
+                self.save()
+                last_save = time.monotonic()
         score = score or self._log(losses)
         self.save()
         return score
