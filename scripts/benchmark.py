@@ -39,6 +39,8 @@ from policy.results import commit, hardware, write_result
 from policy.training.demonstrations import list_demonstrations
 
 EAGER, GRAPHS = "transformers eager", "graph autoregressive"
+SHAPES = {"own": "the checkpoint's own sizes", "7b": "OpenVLA-7B's sizes"}
+_UNLIMITED = 1e9
 COLUMNS = (
     *("mean_ms", "p50_ms", "p95_ms", "p99_ms", "max_ms"),
     *(f"{stage}_ms" for stage in STAGES),
@@ -77,7 +79,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--attention", type=Attention, default="auto", help="kernel in the rows with graphs")
     parser.add_argument("--episodes", type=int, default=5, help="demonstrations to use, the first for warming")
     parser.add_argument("--steps", type=int, default=80, help="most frames of each")
-    parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no row begins")
+    parser.add_argument("--time-limit", type=float, default=_UNLIMITED, help="seconds after which no row begins")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"), help="folder of finished rows")
     parser.add_argument("--output", type=Path, default=Path("docs/results/speed.json"))
     return parser
@@ -157,7 +159,9 @@ class Benchmark:
             raise ValueError(f"{self._chosen.runs} has no row with these settings; give more time")
         device = (self._settings["hardware"].get("gpu") or [self._settings["hardware"]["cpu"]])[0]
         if table:
-            plot_stages(table, self._chosen.output.with_suffix(".png"), f"One action, {self._chosen.shape}, {device}")
+            plot_stages(
+                table, self._chosen.output.with_suffix(".png"), f"One action, {SHAPES[self._chosen.shape]}, {device}"
+            )
         shared = {key: self._settings[key] for key in ("shape", "device", "dtype", "checkpoint_hash")}
         write_result(self._chosen.output, [row | shared for row in table + passes], self._headline(table))
         self._console.print(table_of(table))
@@ -213,7 +217,8 @@ class Benchmark:
         left = self._deadline - time.monotonic()
         if self._kept(name, arrangement) is not None or left <= 0:
             return False
-        self._console.print(f"{name}: {left:.0f} s left", highlight=False)
+        limited = f" ({left:.0f} s left)" if left < _UNLIMITED / 2 else ""
+        self._console.print(f"measuring {name}{limited}", highlight=False)
         return True
 
     def _file(self, name: str) -> Path:
@@ -233,7 +238,10 @@ class Benchmark:
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    table = Table("ms", *(row["row"] for row in rows), title="One action, image to action")
+    table = Table(title="One action, image to action, milliseconds")
+    table.add_column(no_wrap=True)
+    for row in rows:
+        table.add_column(row["row"], justify="right")
     for column in COLUMNS:
         cells = [row.get(column) for row in rows]
         table.add_row(column.removesuffix("_ms"), *("" if cell is None else f"{cell:.2f}" for cell in cells))

@@ -152,7 +152,7 @@ def test_one_command_measures_resumes_and_reports(
     code, output = run("--rows", "transformers eager", "exact", "--passes", "joined")
     assert code == 0
     assert (tmp_path / "runs" / "exact.json").read_text() == notes, "what is there is not measured again"
-    assert "exact: " not in output
+    assert "measuring exact" not in output
     content = json.loads((tmp_path / "speed.json").read_text())
     steps, passes = content["rows"][:3], content["rows"][3:]
     assert [row["row"] for row in steps] == ["transformers eager", "graph autoregressive", "exact"]
@@ -164,7 +164,7 @@ def test_one_command_measures_resumes_and_reports(
     assert headline["eager_ms"] > headline["bound_ar_ms"] > headline["bound_one_pass_ms"] > 0
     assert headline["relaxed_mean_ms"] is None
     assert (tmp_path / "speed.png").stat().st_size > 1000
-    assert "relaxed: " not in run("--rows", "relaxed", "--time-limit", "0")[1]
+    assert "measuring relaxed" not in run("--rows", "relaxed", "--time-limit", "0")[1]
     code, output = run("--rows", "fp8 relaxed", "--attention", "cudnn")
     assert code == 1
     assert "fp8 relaxed failed" in output
