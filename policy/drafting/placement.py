@@ -7,7 +7,9 @@ around a new proposal, estimate how probable each bin is; a node's probability t
 and the most probable nodes are taken. As one path at most is accepted, that maximises the expected number of accepted
 tokens (the argument of Chen et al. 2024, "Sequoia", and Li et al. 2024, "EAGLE-2").
 Drafters that are networks say themselves how probable each bin is. They are believed as far as they have been right:
-what they claim is scaled by how often their best bin was the target's choice, compared to how often they said it would.
+their claims are raised to a power that makes the target's choices so far most likely (temperature scaling, Guo et al.
+2017, "On Calibration of Modern Neural Networks"; here it goes on with every action). Too modest ones are sharpened, and
+those of a drafter that is no good become so flat that no bin gets a node.
 """
 
 from __future__ import annotations
@@ -39,6 +41,12 @@ NEARLY = 3
 STANDINGS = 3
 
 
+# How fast the powers of claims are fitted, how much one action can change them, and how far they go.
+POWER_RATE = 0.1
+LARGEST_STEP = 0.5
+LARGEST_POWER = 64.0
+# Claims below this count as this.
+_LEAST_CLAIM = 1e-8
 _NONE: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
@@ -66,7 +74,7 @@ class Placement:
         self._confidence = confidence
         self._spacing = tuple(bins // 2 for bins in reach)
         self._counts: dict[str, np.ndarray] = {}
-        self._claims: dict[str, np.ndarray] = {}
+        self._powers: dict[str, np.ndarray] = {}
 
     def plan(self, start: int, proposals: Mapping[str, np.ndarray], claims: Mapping[str, np.ndarray] = _NONE) -> Draft:
         """The tree for dimensions from `start` on.
@@ -96,7 +104,7 @@ class Placement:
     def learn(
         self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, claims: Mapping[str, np.ndarray] = _NONE
     ) -> None:
-        """Count how far proposals were from the target's choices, bins int64 `[7]`, and how often claims were right.
+        """Count how far proposals were from the target's choices, bins int64 `[7]`, and how right claims were.
         Entries of -1 and rows of zeros are left out.
         """
         for name, rows in claims.items():
@@ -112,25 +120,28 @@ class Placement:
                 row[offset + WIDEST_OFFSET if abs(offset) <= WIDEST_OFFSET else -1] += 1.0
 
     def _learn_claims(self, name: str, rows: np.ndarray, choices: np.ndarray) -> None:
-        best, sums = _best_bins(rows), self._claims_of(name)
+        """One step up the gradient of the choices' log-likelihood, by dimension and standing."""
+        best, powers, logs = _best_bins(rows), self._powers_of(name), _logarithms(rows)
         claimed = np.flatnonzero(best >= 0)
         for dimension in claimed:
             before = claimed[claimed < dimension]
-            entry = sums[dimension, _standing(np.abs(choices[before] - best[before]).max(initial=0))]
-            entry *= DECAY
-            entry += (rows[dimension, best[dimension]], best[dimension] == choices[dimension])
+            standing = _standing(np.abs(choices[before] - best[before]).max(initial=0))
+            power, log = powers[dimension, standing], logs[dimension]
+            expected = _normalised(power * log) @ log
+            step = POWER_RATE * power * (log[choices[dimension]] - expected)
+            power *= np.exp(np.clip(step, -LARGEST_STEP, LARGEST_STEP))
+            powers[dimension, standing] = np.clip(power, 1 / LARGEST_POWER, LARGEST_POWER)
 
-    def _claims_of(self, name: str) -> np.ndarray:
-        """Sums `[6, 3, 2]` by dimension and standing: what was claimed for the best bins, how many were right."""
-        if name not in self._claims:
-            self._claims[name] = np.zeros((DRAFTED_DIMENSIONS, STANDINGS, 2))
-        return self._claims[name]
+    def _powers_of(self, name: str) -> np.ndarray:
+        """Powers `[6, 3]` by dimension and standing; at first a network is taken at its word."""
+        if name not in self._powers:
+            self._powers[name] = np.ones((DRAFTED_DIMENSIONS, STANDINGS))
+        return self._powers[name]
 
     def _believed(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Claims `[6, 256]` scaled by how right they have been: `[6, 3, 256]` by dimension and standing."""
-        claimed, right = np.moveaxis(self._claims_of(name), 2, 0)  # [6, 3] each
-        trust = (right + PRIOR_WEIGHT) / (claimed + PRIOR_WEIGHT)
-        return np.minimum(rows[:, None, :] * trust[:, :, None], 1.0)
+        """Claims `[6, 256]` raised to their powers: `[6, 3, 256]` by dimension and standing."""
+        believed = _normalised(self._powers_of(name)[:, :, None] * _logarithms(rows)[:, None])
+        return np.where(rows.sum(axis=1)[:, None, None] > 0, believed, 0.0)
 
     def _counts_of(self, name: str) -> np.ndarray:
         """Counts `[6, 3, 2 * widest + 2]` by dimension, standing and offset, the last for all that is farther off."""
@@ -228,6 +239,16 @@ def _standing(farthest: int) -> int:
 def _best_bins(claims: np.ndarray) -> np.ndarray:
     """The most probable bin of each drafted dimension, -1 without an opinion: int64 `[7]` of `[6, 256]`."""
     return np.append(np.where(claims.any(axis=1), claims.argmax(axis=1), -1), -1)
+
+
+def _logarithms(claims: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(claims, _LEAST_CLAIM, dtype=np.float64))
+
+
+def _normalised(logarithms: np.ndarray) -> np.ndarray:
+    """Probabilities that add up to 1 along the last axis."""
+    weights = np.exp(logarithms - logarithms.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _prior() -> np.ndarray:

@@ -133,9 +133,9 @@ def test_claims_say_where_a_tree_grows_and_are_believed_as_far_as_they_were_righ
         placement.learn({}, np.full(7, 200), {"net": claims})
     assert placement.plan(0, {}, {"net": claims}).tokens == ()
     modest = np.zeros((6, 256), np.float32)
-    modest[:, 10] = 0.4
+    modest[:, 9:12] = 0.3, 0.4, 0.3
     again = Placement(nodes=64, confidence=0.2, reach=(0,) * 7)
-    assert again.plan(0, {}, {"net": modest}).tokens == (10,)
+    assert again.plan(0, {}, {"net": modest}).tokens == (10, 9, 11), "each of them, and nothing behind"
     for _ in range(200):
         again.learn({}, np.full(7, 10), {"net": modest})
     assert again.plan(0, {}, {"net": modest}).tokens == (10,) * 6
