@@ -42,7 +42,7 @@ STANDINGS = 3
 
 
 # How fast the powers of claims are fitted, how much one action can change them, and how far they go.
-POWER_RATE = 0.1
+POWER_RATE = 0.3
 LARGEST_STEP = 0.5
 LARGEST_POWER = 64.0
 # Claims below this count as this.
