@@ -20,6 +20,7 @@ from rich.console import Console
 from bridge.errors import BridgeError
 from policy.results import write_result
 from sim.clock import ClockName
+from sim.episode_worker import WorkerSetupError
 from sim.evaluation import EvaluationConfig, evaluate
 from sim.protocol import Protocol
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
@@ -27,7 +28,6 @@ from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table
 from sim.timing import Timing
 from sim.video import VideoUnavailableError
-from sim.workers import WorkerSetupError
 
 
 def make_parser() -> ArgumentParser:
@@ -54,6 +54,9 @@ def make_parser() -> ArgumentParser:
     episodes.add_argument("--initial-states", type=str, default="0-49", help="official ones, e.g. 0-49")
     episodes.add_argument("--protocol", type=Protocol, default={}, help="deviations from the official protocol")
     episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
+    episodes.add_argument(
+        "--render-devices", nargs="+", type=int, default=[], help="EGL devices that the workers take turns on"
+    )
     timing = parser.add_argument_group("time (see docs/latency.md)")
     timing.add_argument("--clock", type=ClockName, default="lock-step", help="lock-step, charged or real-time")
     timing.add_argument(
@@ -89,6 +92,7 @@ def main() -> None:
             timing=timing_of(chosen),
             videos=chosen.video,
             videos_per_task=chosen.videos_per_task,
+            render_devices=tuple(chosen.render_devices),
         )
     except ValueError as error:
         parser.error(str(error))

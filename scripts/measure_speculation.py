@@ -1,165 +1,182 @@
 """Measure what speculation saves and costs on LIBERO: every rule, drafter and tail, and sweeps of the tolerances.
 
-    python scripts/measure_speculation.py --workers 16 --time-limit 560
     python scripts/measure_speculation.py --groups rules --suites libero_object --initial-states 0-1 --tasks 0
+    python scripts/measure_speculation.py --workers 48 --servers 4 --devices cuda:0 cuda:1 --render-devices 2 3
 
-Each decoding runs the same official episodes on the lock-step clock, with one policy in this process that answers all
-workers. Run it again to go on where the time limit stopped it; the result and the plot are written from all that is
-there, also with --time-limit 0.
+Each decoding runs the same official episodes on the lock-step clock, served by a process of its own that some ten
+simulators share. Put rendering and servers on different GPUs, since a GPU that draws for a dozen simulators is slow to
+decode. Run it again to go on where the time limit stopped it, or to repeat what ended in errors; the result and the
+plot are written from all that is there, also with --time-limit 0.
 """
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
 from bridge.errors import BridgeError
-from bridge.server import PolicyServer
-from policy.decoding.config import DecodingConfig
 from policy.decoding.physical import ActionUnits
-from policy.drafting.registry import DRAFTERS
-from policy.openvla.action_tokens import load_statistics, select_statistics
-from policy.openvla.checkpoint import checkpoint_hash, locate_checkpoint
+from policy.openvla.action_tokens import load_statistics, resolve_unnorm_key, select_statistics
 from policy.results import write_result
-from policy.runtime import Policy
+from policy.types import PolicySpec
 from sim.comparison import ALL_SUITES, comparison_rows
 from sim.comparison_plot import plot_passes_and_success
-from sim.evaluation import EvaluationConfig, evaluate
-from sim.records import EpisodeRecord, newest_by_key, read_records
-from sim.sources import RemotePolicy
+from sim.episode_worker import WorkerSetupError
+from sim.evaluation import EvaluationConfig, evaluate_all
+from sim.policy_hosts import Devices, ServerHost
+from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
 from sim.suites import parse_numbers
-from sim.workers import WorkerSetupError
+
+if TYPE_CHECKING:  # importing them takes torch, which the simulator processes, who import this file, can do without
+    from policy.decoding.config import DecodingConfig
 
 PLAIN = "autoregressive"
-RULES = ("exact", "spec-vla", "corrected", "physical", "typical", "default")
-RADII = (0, 1, 2, 3, 5, 7, 9, 12, 15, 20)
-# Millimetres and milliradians; the first keeps translation exact.
-TOLERANCES = ((0.0, 8.0), (0.5, 1.0), (1.25, 2.5), (2.5, 5.0), (5.0, 10.0))
 
 
-def decodings() -> dict[str, list[DecodingConfig]]:
-    """What there is to measure, by group; the plain decoder belongs to all of them."""
-    exact, corrected, physical = (DecodingConfig.load(name) for name in ("exact", "corrected", "physical"))
-    drafted: list[DecodingConfig] = []
-    for base in (exact, corrected):
-        drafted += [replace(base, name=f"{base.name}, {name}", drafters=(name, "dataset")) for name in DRAFTERS
-                    if name != "dataset"]  # fmt: skip
-        drafted.append(replace(base, name=f"{base.name}, all drafters", drafters=tuple(DRAFTERS)))
-    tails = [replace(exact, name=f"exact, {tail} tail", tail=tail) for tail in ("jacobi", "plain")]
-    nodes = [replace(exact, name=f"exact, {count} nodes", nodes=count) for count in (6, 16, 64, 96)]
-    swept = {
-        rule: [
-            replace(DecodingConfig.load(rule), name=f"{rule}, r={radius}", tolerance={"radius": radius})
-            for radius in RADII
-        ]
-        for rule in ("spec-vla", "corrected")
-    }
-    tolerances = [
-        replace(
-            physical,
-            name=f"physical, {millimetres} mm {milliradians} mrad",
-            tolerance=dict(physical.tolerance) | {"translation_mm": millimetres, "rotation_mrad": milliradians},
-        )
-        for millimetres, milliradians in TOLERANCES
-    ]
-    rules = [DecodingConfig.load(name) for name in RULES]
-    return {"rules": rules, "drafters": drafted, "tails": tails, "nodes": nodes, **swept, "physical": tolerances}
-
-
-def make_parser(groups: Iterable[str]) -> ArgumentParser:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
-    parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    parser.add_argument("--device", type=str, default="auto")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--groups", nargs="+", type=str, default=list(groups), help="what to measure, in this order")
-    parser.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
-    parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
-    parser.add_argument(
+    policy = parser.add_argument_group("policy servers")
+    policy.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
+    policy.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
+    policy.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
+    policy.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
+    policy.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
+    policy.add_argument(
+        "--servers", type=int, default=1, help="decodings at a time; while one ends, the next is loaded beside it"
+    )
+    policy.add_argument("--devices", nargs="+", type=str, default=["auto"], help="servers take turns, e.g. cuda:0")
+    episodes = parser.add_argument_group("episodes")
+    episodes.add_argument("--groups", nargs="+", type=str, default=[], help="what to measure, in this order; or all")
+    episodes.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
+    episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
+    episodes.add_argument(
         "--initial-states", type=str, default="0-19", help="official ones; 20 make 200 episodes a suite"
     )
-    parser.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
-    parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no episode starts")
-    parser.add_argument("--runs", type=Path, default=Path("runs/speculation"), help="folder of the episodes' records")
-    parser.add_argument("--agreement", type=Path, default=Path("docs/results/decoding-agreement.json"))
-    parser.add_argument("--output", type=Path, default=Path("docs/results/speculation.json"))
+    episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
+    episodes.add_argument(
+        "--render-devices", nargs="+", type=int, default=[], help="EGL devices that the workers take turns on"
+    )
+    episodes.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no episode starts")
+    results = parser.add_argument_group("results")
+    results.add_argument("--runs", type=Path, default=Path("runs/speculation"), help="folder of the episodes' records")
+    results.add_argument("--agreement", type=Path, default=Path("docs/results/decoding-agreement.json"))
+    results.add_argument("--output", type=Path, default=Path("docs/results/speculation.json"))
     return parser
 
 
 def main() -> None:
-    groups = decodings()
-    parser = make_parser(groups)
+    from policy.decoding.config import DecodingConfig
+    from policy.openvla.checkpoint import locate_checkpoint
+    from sim.decoding_catalogue import decoding_groups
+
+    started = time.monotonic()
+    parser = make_parser()
     chosen = parser.parse_args()
+    groups = decoding_groups()
     if unknown := sorted(set(chosen.groups) - set(groups)):
         parser.error(f"there is no group {', '.join(unknown)}; choose some of {', '.join(groups)}")
-    cells = {config.name: config for group in chosen.groups for config in groups[group]}
-    deadline, console = time.monotonic() + chosen.time_limit, Console()
+    members = [config for group in chosen.groups or groups for config in groups[group]]
+    plain = DecodingConfig.load(PLAIN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the servers would outlive this process
     try:
-        for config in (DecodingConfig.load(PLAIN), *cells.values()):
-            if (left := deadline - time.monotonic()) > 0:
-                console.print(f"{config.name}: {left:.0f} s left", highlight=False)
-                run_cell(config, chosen, left)
+        directory = locate_checkpoint(chosen.checkpoint)
+        spec = spec_of(directory, chosen)
+        measure([plain, *members], spec, chosen, started + chosen.time_limit)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {chosen.runs}") from None
     except (ValueError, WorkerSetupError, BridgeError) as error:
         raise SystemExit(f"cannot measure: {error}") from None
-    report(groups, chosen, console)
+    statistics = select_statistics(load_statistics(directory), spec.unnorm_key)
+    bin_sizes = ActionUnits.from_statistics(statistics, None).bin_sizes
+    report({PLAIN: [plain], **groups}, spec, bin_sizes, chosen, Console())
 
 
-def run_cell(config: DecodingConfig, chosen: Namespace, seconds: float) -> list[EpisodeRecord]:
-    """All episodes of one decoding that are not on disk yet, as far as the time goes."""
-    evaluation = EvaluationConfig(
-        output=record_file(config, chosen),
-        suites=tuple(chosen.suites),
-        tasks=parse_numbers(chosen.tasks),
-        init_states=parse_numbers(chosen.initial_states),
-        workers=chosen.workers,
-        time_limit=seconds,
-    )
-
-    def load(report: object) -> Policy:
-        return Policy.load(chosen.checkpoint, chosen.unnorm_key, chosen.device, chosen.dtype, decoding=config)
-
-    with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:
-        server.wait_ready()
-        return evaluate(evaluation, RemotePolicy(server.endpoint))
-
-
-def record_file(config: DecodingConfig, chosen: Namespace) -> Path:
-    return chosen.runs / f"{config.name.replace(', ', '-').replace(' ', '-')}.jsonl"
-
-
-def report(groups: dict[str, list[DecodingConfig]], chosen: Namespace, console: Console) -> None:
-    """Write, plot and print what all runs so far have given, those of other groups included."""
-    configs = [
-        DecodingConfig.load(PLAIN),
-        *{config.name: config for group in groups.values() for config in group}.values(),
+def measure(configs: list[DecodingConfig], spec: PolicySpec, chosen: Namespace, deadline: float) -> None:
+    """All episodes of these decodings that are not on disk yet, as far as the time goes."""
+    if (left := deadline - time.monotonic()) <= 0:
+        return
+    devices = Devices(chosen.devices)
+    hosts = {config.name: host_of(config, spec, devices, chosen) for config in configs}
+    evaluations = [
+        (
+            EvaluationConfig(
+                output=file_of(name, chosen, "jsonl"),
+                suites=tuple(chosen.suites),
+                tasks=parse_numbers(chosen.tasks),
+                init_states=parse_numbers(chosen.initial_states),
+                workers=chosen.workers,
+                time_limit=left,
+                render_devices=tuple(chosen.render_devices),
+            ),
+            host,
+        )
+        for name, host in hosts.items()
     ]
-    files = {config.name: record_file(config, chosen) for config in configs}
-    directory = locate_checkpoint(chosen.checkpoint)
-    records = {name: newest_records(file, checkpoint_hash(directory)) for name, file in files.items() if file.is_file()}
-    statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
-    records = {name: own for name, own in records.items() if own}
+    evaluate_all(evaluations, live=chosen.servers)
+
+
+def host_of(config: DecodingConfig, spec: PolicySpec, devices: Devices, chosen: Namespace) -> ServerHost:
+    """The server of one decoding, which is written down beside its records."""
+    from sim.decoding_catalogue import write_decoding
+
+    options = {
+        "checkpoint": chosen.checkpoint,
+        "unnorm-key": spec.unnorm_key,
+        "dtype": chosen.dtype,
+        "capture": str(chosen.capture).lower(),
+        "acceleration": chosen.acceleration,
+        "decoding": write_decoding(config, file_of(config.name, chosen, "yaml")),
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    return ServerHost(replace(spec, decoder=config.name), arguments, devices, file_of(config.name, chosen, "log"))
+
+
+def spec_of(directory: Path, chosen: Namespace) -> PolicySpec:
+    """What all servers will have in common, as far as records are found by it."""
+    from policy.openvla.checkpoint import checkpoint_hash
+
+    key = resolve_unnorm_key(load_statistics(directory), chosen.unnorm_key)
+    return PolicySpec(chosen.checkpoint, checkpoint_hash(directory), key, device="", dtype="")
+
+
+def file_of(decoding: str, chosen: Namespace, ending: str) -> Path:
+    return chosen.runs / f"{decoding.replace(', ', '-').replace(' ', '-')}.{ending}"
+
+
+def report(
+    groups: dict[str, list[DecodingConfig]],
+    spec: PolicySpec,
+    bin_sizes: np.ndarray,
+    chosen: Namespace,
+    console: Console,
+) -> None:
+    """Write, plot and print what all runs so far have given, those of other groups included."""
+    configs = {config.name: config for group in groups.values() for config in group}
+    files = {name: file_of(name, chosen, "jsonl") for name in configs}
+    found = {name: newest_records(file, spec.checkpoint_hash) for name, file in files.items() if file.is_file()}
+    records = {name: own for name, own in found.items() if own}
     if not records:
         raise SystemExit(f"{chosen.runs} has no episodes of these weights yet; give more time")
-    rows = comparison_rows(records, PLAIN, ActionUnits.from_statistics(statistics, None).bin_sizes)
-    drawn = {group: [PLAIN, *(config.name for config in members)] for group, members in groups.items()}
+    rows = comparison_rows(records, PLAIN, bin_sizes)
+    drawn = {group: [PLAIN, *(config.name for config in own)] for group, own in groups.items() if group != PLAIN}
     plot_passes_and_success(rows, drawn, chosen.output.with_suffix(".png"))
-    settings = {config.name: settings_of(config) for config in configs}
-    first = next(iter(records.values()))[0]
-    shared = {"device": first.device, "dtype": first.dtype, "checkpoint_hash": first.checkpoint_hash}
-    write_result(
-        chosen.output, [row | settings[row["decoding"]] | shared for row in rows], headline(rows, chosen.agreement)
-    )
+    settings = {name: settings_of(configs[name]) | conditions_of(own) for name, own in records.items()}
+    write_result(chosen.output, [row | settings[row["decoding"]] for row in rows], headline(rows, chosen.agreement))
     console.print(table_of(rows))
+    for name, own in records.items():
+        if errors := [record.error for record in own if record.outcome is Outcome.ERROR]:
+            console.print(f"{name}: {len(errors)} errors, to be repeated by the same command; the last: {errors[-1]}")
 
 
 def newest_records(file: Path, weights: str) -> list[EpisodeRecord]:
@@ -174,6 +191,15 @@ def settings_of(config: DecodingConfig) -> dict[str, Any]:
         return {"acceptance": "", "tolerance": {}, "drafters": [], "tail": "", "nodes": 0}
     tree = {"drafters": list(config.drafters), "tail": config.tail, "nodes": config.nodes}
     return {"acceptance": config.acceptance, "tolerance": dict(config.tolerance)} | tree
+
+
+def conditions_of(records: Sequence[EpisodeRecord]) -> dict[str, str]:
+    """On what a decoding ran; errors know it only in part."""
+    valid = [record for record in records if record.outcome is not Outcome.ERROR]
+    return {
+        name: ", ".join(sorted({getattr(record, name) for record in valid}))
+        for name in ("device", "dtype", "checkpoint_hash")
+    }
 
 
 def headline(rows: list[dict[str, Any]], agreement: Path) -> dict[str, float | None]:

@@ -26,12 +26,13 @@ from bridge.errors import BridgeError
 from policy.results import write_result
 from sim.cells import Cell, cells_of, rows_of
 from sim.comparison import success_columns
+from sim.episode_worker import WorkerSetupError
 from sim.evaluation import EvaluationConfig, evaluate_all
+from sim.policy_hosts import StandingPolicy
 from sim.records import EpisodeRecord, newest_by_key, read_records
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.suites import parse_numbers
 from sim.sweep import Condition, Row, SweepConfig
-from sim.workers import WorkerSetupError
 
 EXPERT = "expert"
 SUITE_EPISODES = 500
@@ -50,6 +51,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--sweep", type=SweepConfig, help="what to sweep")
     parser.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
+    parser.add_argument(
+        "--render-devices", nargs="+", type=int, default=[], help="EGL devices that the workers take turns on"
+    )
     parser.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no episode starts")
     parser.add_argument("--videos", type=bool, default=False, help="films of each task's first episode")
     parser.add_argument("--output", type=Path, default=Path("docs/results/latency.json"))
@@ -70,7 +74,8 @@ def main() -> None:
             if (left := deadline - time.monotonic()) > 0:
                 console.print(f"{decoding}: {left:.0f} s left", highlight=False)
                 with policy_source(decoding, chosen) as source:
-                    evaluate_all([evaluation_of(c, sweep, chosen, left) for c in conditions], source)
+                    host = StandingPolicy(source)
+                    evaluate_all([(evaluation_of(each, sweep, chosen, left), host) for each in conditions])
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {sweep.runs}") from None
     except (ValueError, WorkerSetupError, BridgeError) as error:
@@ -96,6 +101,7 @@ def evaluation_of(condition: Condition, sweep: SweepConfig, chosen: Namespace, s
         timing=condition.timing,
         videos=condition.file.with_suffix("") if chosen.videos else None,
         time_limit=seconds,
+        render_devices=tuple(chosen.render_devices),
     )
 
 

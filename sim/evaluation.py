@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,12 +20,15 @@ from policy.results import command, commit, hardware, versions
 from policy.types import PolicySpec
 from sim.decoding_statistics import DecodingStatistics
 from sim.environments import initial_state_count, task_instruction
+from sim.episode_queue import EpisodeItem
+from sim.episode_worker import EpisodeDone, EpisodeFailed
+from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
 from sim.sources import PolicySource
 from sim.timing import LOCK_STEP, Timing
 from sim.video import require_encoder
-from sim.workers import EpisodeDone, EpisodeFailed, EpisodeItem, WorkerPool
+from sim.workers import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class EvaluationConfig:
     timing: the clock, latencies and what the arm does meanwhile.
     videos: folder for films of the first videos_per_task episodes of each task; None for no films.
     time_limit: seconds after which no further episode is started; a later run goes on.
+    render_devices: EGL devices that workers take turns on; none leaves the choice to MUJOCO_EGL_DEVICE_ID.
     """
 
     output: Path
@@ -49,6 +54,7 @@ class EvaluationConfig:
     videos: Path | None = None
     videos_per_task: int = 1
     time_limit: float = math.inf
+    render_devices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not (self.suites and self.tasks and self.init_states):
@@ -58,13 +64,15 @@ class EvaluationConfig:
         for name in ("workers", "videos_per_task"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if min(self.render_devices, default=0) < 0:
+            raise ValueError(f"EGL devices count from 0, got {self.render_devices}")
         if not self.time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of seconds, got {self.time_limit}")
 
-    def items(self) -> list[EpisodeItem]:
-        """Every episode, task by task."""
+    def items(self, policy: int = 0) -> list[EpisodeItem]:
+        """Every episode, task by task. policy: its number among a pool's."""
         return [
-            EpisodeItem(suite, task, state, self._video(suite, task, position), self.protocol, self.timing)
+            EpisodeItem(suite, task, state, self._video(suite, task, position), self.protocol, self.timing, policy)
             for suite in self.suites
             for task in self.tasks
             for position, state in enumerate(self.init_states)
@@ -85,31 +93,42 @@ def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool =
     Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
     ValueError for initial states that a task does not have and for an output file of something else.
     """
-    return evaluate_all([config], source, progress=progress)[0]
+    return evaluate_all([(config, StandingPolicy(source))], progress=progress)[0]
 
 
 def evaluate_all(
-    configs: Sequence[EvaluationConfig], source: PolicySource, *, progress: bool = True
+    evaluations: Sequence[tuple[EvaluationConfig, PolicyHost]], *, live: int = 1, progress: bool = True
 ) -> list[list[EpisodeRecord]]:
-    """Several evaluations of one policy by the same workers, who keep a world for all evaluations of its protocol.
+    """Several evaluations by the same workers, who keep a world for all of one protocol, whatever the policy.
 
-    Number of workers and time limit are those of the first. Otherwise as `evaluate`, for each of them. Raises
-    ValueError also where two of them would run the same episodes.
+    Evaluations with the same host share its policy, which is brought up when the first of its episodes is due and down
+    after the last; it stays down where none is missing. live: policies that share the workers at a time. The episodes
+    of one that cannot be brought up, or that has gone, become errors.
+
+    Workers, time limit, which bringing up policies counts towards, and render devices are those of the first
+    configuration. Otherwise as `evaluate`, for each of them. Raises ValueError also where two of them would run the
+    same episodes, and where a policy turns out to be another than its host has told.
     """
     started = time.monotonic()
-    spec = source.spec()
-    runs = [_Run(config, spec) for config in configs]
+    first = evaluations[0][0]
+    _check_exist([config for config, _ in evaluations])
+    hosts = list({id(host): host for _, host in evaluations}.values())
+    circumstances = _Circumstances.now()
+    specs = [host.spec() for host in hosts]
+    numbers = {id(host): number for number, host in enumerate(hosts)}
+    runs = [_Run(config, numbers[id(host)], specs[numbers[id(host)]], circumstances) for config, host in evaluations]
+    keys = [run.key(item) for run in runs for item in run.items]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"{len(keys) - len(set(keys))} episodes are in two of these evaluations; give each once")
     episodes = {item: run for run in runs for item in run.items}
-    wanted = sum(len(run.items) for run in runs)
-    if len(episodes) < wanted:
-        raise ValueError(f"{wanted - len(episodes)} episodes are in two of these evaluations; give each once")
     missing = [item for run in runs for item in run.missing()]
-    filmed = any(config.videos for config in configs)
+    filmed = any(config.videos for config, _ in evaluations)
     if filmed:
         require_encoder()
-    pool = WorkerPool(source, configs[0].workers, render=filmed or not spec.privileged)
-    with _Display(wanted, len(missing), progress) as display, pool:
-        for item, outcome in pool.run(missing, started + configs[0].time_limit):
+    render = filmed or not all(spec.privileged for spec in specs)
+    pool = WorkerPool(hosts, first.workers, render, live=live, render_devices=first.render_devices)
+    with _Display(len(keys), len(missing), progress) as display, pool:
+        for item, outcome in pool.run(missing, started + first.time_limit):
             display.count(episodes[item].finish(item, outcome))
     return [run.newest() for run in runs]
 
@@ -117,18 +136,20 @@ def evaluate_all(
 class _Run:
     """One evaluation: its episodes, the file of their records and what turns outcomes into them."""
 
-    def __init__(self, config: EvaluationConfig, spec: PolicySpec) -> None:
-        self.items = config.items()
-        for suite, task in dict.fromkeys((item.suite, item.task) for item in self.items):
-            _check_exists(suite, task, config.init_states)
-        self._recorder = _Recorder(spec, config.protocol, config.timing)
+    def __init__(self, config: EvaluationConfig, policy: int, spec: PolicySpec, circumstances: _Circumstances) -> None:
+        self.items = config.items(policy)
+        self._recorder = _Recorder(spec, config.protocol, config.timing, circumstances)
         self._log = EpisodeLog(config.output)
+
+    def key(self, item: EpisodeItem) -> EpisodeKey:
+        """What tells this episode from all others."""
+        return self._recorder.key(item)
 
     def missing(self) -> list[EpisodeItem]:
         """Episodes without a record, or with one of an error."""
         newest = newest_by_key(self._log.records)
         known = {key for key, record in newest.items() if record.outcome is not Outcome.ERROR}
-        return [item for item in self.items if self._recorder.key(item) not in known]
+        return [item for item in self.items if self.key(item) not in known]
 
     def finish(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
         """Records an episode that has just ended."""
@@ -139,48 +160,70 @@ class _Run:
     def newest(self) -> list[EpisodeRecord]:
         """The newest record of every episode that was ever run."""
         newest = newest_by_key(self._log.records)
-        return [newest[key] for item in self.items if (key := self._recorder.key(item)) in newest]
+        return [newest[key] for item in self.items if (key := self.key(item)) in newest]
 
 
-def _check_exists(suite: str, task: int, init_states: tuple[int, ...]) -> None:
+def _check_exist(configs: Sequence[EvaluationConfig]) -> None:
     """Raises ValueError for what does not exist, so that nothing is started in vain."""
-    task_instruction(suite, task)
-    last = initial_state_count(suite, task) - 1
-    if max(init_states) > last:
-        raise ValueError(f"{suite} task {task} has no initial state {max(init_states)}; choose 0 to {last}")
+    wanted = {
+        (suite, task, max(config.init_states)): None
+        for config in configs
+        for suite in config.suites
+        for task in config.tasks
+    }
+    for suite, task, state in wanted:
+        task_instruction(suite, task)
+        last = initial_state_count(suite, task) - 1
+        if state > last:
+            raise ValueError(f"{suite} task {task} has no initial state {state}; choose 0 to {last}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Circumstances:
+    """What is the same for all episodes of one call."""
+
+    commit: str
+    hardware: dict[str, Any]
+    command: str
+    versions: dict[str, str]
+
+    @classmethod
+    def now(cls) -> _Circumstances:
+        return cls(commit(), hardware(), command(), versions())
 
 
 class _Recorder:
-    """Turns outcomes into records; everything that is the same for all episodes is collected once."""
+    """Turns outcomes into records. spec: what the policy is as far as it is known before it is up."""
 
-    def __init__(self, spec: PolicySpec, protocol: Protocol, timing: Timing) -> None:
+    def __init__(self, spec: PolicySpec, protocol: Protocol, timing: Timing, circumstances: _Circumstances) -> None:
         self._spec = spec
         self._protocol = protocol
         self._timing = (timing.clock, protocol.deviations(), timing.conditions())
-        self._commit, self._hardware, self._command = commit(), hardware(), command()
-        self._versions = versions() | {f"policy:{name}": version for name, version in spec.versions.items()}
+        self._circumstances = circumstances
 
     def key(self, item: EpisodeItem) -> EpisodeKey:
         """What the record of this episode will be found by."""
-        spec = self._spec
-        policy = (spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder)
-        return EpisodeKey(item.suite, item.task, item.init_state, *policy, *self._timing)
+        return EpisodeKey(item.suite, item.task, item.init_state, *_identity(self._spec), *self._timing)
 
     def record(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
-        """The record of an episode that has just ended."""
+        """The record of an episode that has just ended. Raises ValueError if another policy has acted in it."""
         done = outcome if isinstance(outcome, EpisodeDone) else None
+        spec = done.spec if done else self._spec
+        if _identity(spec) != _identity(self._spec):
+            raise ValueError(f"the policy is {_identity(spec)}, but was to be {_identity(self._spec)}")
         result = done.result if done else None
         decision_ms, traces = (result.decision_ms, result.traces) if result else ((), ())
+        policy_versions = {f"policy:{name}": version for name, version in spec.versions.items()}
         return EpisodeRecord(
             **self.key(item)._asdict(),
             instruction=task_instruction(item.suite, item.task),
             seed=self._protocol.simulator_seed,
-            device=self._spec.device,
-            dtype=self._spec.dtype,
-            privileged=self._spec.privileged,
+            device=spec.device,
+            dtype=spec.dtype,
+            privileged=spec.privileged,
             renderer=done.renderer if done else "",
-            versions=self._versions,
-            commit=self._commit,
+            versions=self._circumstances.versions | policy_versions,
+            commit=self._circumstances.commit,
             outcome=_outcome(outcome),
             end_reason=_end_reason(outcome),
             error="" if isinstance(outcome, EpisodeDone) else outcome.message,
@@ -190,11 +233,16 @@ class _Recorder:
             decoding=DecodingStatistics.of(traces),
             control=result.control if result else None,
             decision_ms=tuple(round(milliseconds, 3) for milliseconds in decision_ms),
-            hardware=self._hardware,
-            command=self._command,
+            hardware=self._circumstances.hardware,
+            command=self._circumstances.command,
             seconds=done.seconds if done else 0.0,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+
+def _identity(spec: PolicySpec) -> tuple[str, str, str, str]:
+    """What records tell policies apart by."""
+    return spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder
 
 
 def _outcome(outcome: EpisodeDone | EpisodeFailed) -> Outcome:
@@ -231,4 +279,6 @@ class _Display:
         valid = self._counts[Outcome.SUCCESS] + self._counts[Outcome.FAILURE]
         errors = f", {self._counts[Outcome.ERROR]} errors" if self._counts[Outcome.ERROR] else ""
         rate = f"{self._counts[Outcome.SUCCESS]}/{valid} solved{errors}"
-        self._progress.update(self._task, advance=1, description=f"{record.suite} task {record.task}: {rate}")
+        self._progress.update(
+            self._task, advance=1, description=f"{record.decoder}, {record.suite} task {record.task}: {rate}"
+        )

@@ -1,43 +1,17 @@
 """Serves the newest checkpoint of a training run, for dataset aggregation.
 
-Knows server processes and checkpoint folders; nothing of training, simulators or networks.
+Knows checkpoint folders and when to change servers; nothing of training, simulators or networks.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_SERVE = Path(__file__).resolve().parent.parent / "scripts" / "serve_policy.py"
-_READY = re.compile(r"^ready: .* at (tcp://\S+)$", re.MULTILINE)
-
-
-class _Server:
-    """One process of `scripts/serve_policy.py`."""
-
-    def __init__(self, checkpoint: Path, log: Path, arguments: list[str]) -> None:
-        command = [sys.executable, str(_SERVE), "--checkpoint", str(checkpoint), "--bind", "tcp://127.0.0.1:*"]
-        self._log = log
-        with log.open("w") as stream:
-            self.process = subprocess.Popen([*command, *arguments], stdout=stream, stderr=subprocess.STDOUT)
-        self._endpoint = ""
-
-    def endpoint(self) -> str:
-        """Where it listens, "" before it is ready. Raises RuntimeError if it has ended before that."""
-        if not self._endpoint:
-            said = self._log.read_text()
-            if match := _READY.search(said):
-                self._endpoint = match.group(1)
-            elif self.process.poll() is not None:
-                last = said.strip().rsplit("\n", 1)[-1]
-                raise RuntimeError(f"a policy server ended with exit code {self.process.returncode}: {last}")
-        return self._endpoint
+from sim.server_process import ServerProcess
 
 
 @dataclass(slots=True)
@@ -47,16 +21,16 @@ class _Version:
     directory: Path
     stamp: int
     started: float
-    servers: list[_Server]
+    servers: list[ServerProcess]
 
     def ready(self) -> bool:
         return all(server.endpoint() for server in self.servers)
 
     def stop(self) -> None:
         for server in self.servers:
-            server.process.terminate()
+            server.stop()
         for server in self.servers:
-            server.process.wait(timeout=20)
+            server.close()
         shutil.rmtree(self.directory)
 
 
@@ -129,7 +103,7 @@ class NewestPolicy:
         stamp, directory = self._stamp(), self._served / f"{os.getpid()}-{self.versions}"
         shutil.copytree(self._checkpoint, directory)
         logs = [directory / f"server-{number}.log" for number in range(self._servers)]
-        servers = [_Server(directory, log, self._arguments) for log in logs]
+        servers = [ServerProcess(log, ["--checkpoint", str(directory), *self._arguments]) for log in logs]
         self._next = _Version(directory, stamp, time.monotonic(), servers)
 
     def _hand_over(self) -> None:

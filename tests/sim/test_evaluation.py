@@ -7,8 +7,10 @@ from policy.fake import FakePolicy
 from policy.types import Action, ActionPolicy, Observation, PolicySpec
 from sim import evaluation
 from sim.environments import World
+from sim.episode_worker import WorkerSetupError
 from sim.evaluation import EvaluationConfig, evaluate
 from sim.latency import parse_latencies, trace_of
+from sim.policy_hosts import StandingPolicy
 from sim.protocol import Protocol
 from sim.records import EndReason, Outcome, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
@@ -16,7 +18,7 @@ from sim.statistics import SuccessRate
 from sim.suites import UnknownSuiteError
 from sim.summary import conditions, headline, summarise
 from sim.timing import Timing
-from sim.workers import WorkerPool, WorkerSetupError
+from sim.workers import WorkerPool
 
 
 class Forward(FakePolicy):
@@ -42,7 +44,7 @@ class ForwardSource:
 
     def open(self, env: World) -> ActionPolicy:
         policy = Forward()
-        policy.broken = self.folder
+        policy.spec, policy.broken = self.spec(), self.folder
         return policy
 
 
@@ -163,8 +165,7 @@ def test_impossible_evaluations_are_refused(tmp_path, bad):
 
 
 def test_a_time_limit_leaves_the_rest_to_a_later_run(tmp_path):
-    # One worker has its first episode before any time is up.
-    assert len(evaluate(config(tmp_path, time_limit=1e-9), ForwardSource(tmp_path), progress=False)) == 1
+    assert evaluate(config(tmp_path, time_limit=1e-9), ForwardSource(tmp_path), progress=False) == []
     assert len(evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)) == 4
     assert len(read_records(tmp_path / "x.jsonl")) == 4
     with pytest.raises(ValueError, match="time_limit must be a positive number of seconds, got 0"):
@@ -214,8 +215,9 @@ def test_several_evaluations_share_their_workers(tmp_path):
     fast = config(tmp_path, tasks=(0,), workers=2)
     slow = config(tmp_path, tasks=(0,), output=tmp_path / "slow.jsonl", timing=Timing("charged", "100"))
     far = config(tmp_path, output=tmp_path / "far.jsonl", protocol=Protocol(step_limit=3))
-    found = evaluation.evaluate_all([fast, slow, far], source, progress=False)
+    host = StandingPolicy(source)
+    found = evaluation.evaluate_all([(each, host) for each in (fast, slow, far)], progress=False)
     assert [[r.steps for r in records if r.task == 0] for records in found] == [[2, 3], [6, 9], [2, 3]]
     assert found == [evaluate(each, source, progress=False) for each in (fast, slow, far)]
     with pytest.raises(ValueError, match="4 episodes are in two"):
-        evaluation.evaluate_all([far, far], source, progress=False)
+        evaluation.evaluate_all([(far, host), (far, StandingPolicy(source))], progress=False)

@@ -7,8 +7,11 @@ import pytest
 from policy.fake import FakePolicy
 from policy.types import Action, ActionPolicy, Observation, PolicySpec
 from sim.environments import World
+from sim.episode_queue import EpisodeItem
+from sim.episode_worker import EpisodeDone, EpisodeFailed, WorkerSetupError
+from sim.policy_hosts import StandingPolicy
 from sim.records import EndReason
-from sim.workers import EpisodeDone, EpisodeFailed, EpisodeItem, EpisodeQueue, WorkerPool, WorkerSetupError
+from sim.workers import WorkerPool
 
 
 class TroubledPolicy(FakePolicy):
@@ -52,7 +55,7 @@ class Troubled:
 
 def run(trouble: str, tmp_path: Path, tasks: tuple[int, ...] = (0,), states: int = 1, workers: int = 1):
     items = [EpisodeItem("fake", task, state) for task in tasks for state in range(states)]
-    with WorkerPool(Troubled(trouble, tmp_path / "mark"), workers, render=True) as pool:
+    with WorkerPool([StandingPolicy(Troubled(trouble, tmp_path / "mark"))], workers, render=True) as pool:
         return dict(pool.run(items))
 
 
@@ -88,15 +91,3 @@ def test_a_repeated_exception_is_an_error_with_its_message(tmp_path):
 def test_an_unreachable_policy_stops_the_evaluation(tmp_path):
     with pytest.raises(WorkerSetupError, match="no server there"):
         run("unreachable", tmp_path, states=50)
-
-
-def test_workers_stay_with_their_task_and_share_the_last():
-    queue = EpisodeQueue([EpisodeItem("fake", task, state) for task in range(3) for state in range(4)])
-    first, second = queue.take(None), queue.take(None)
-    taken: list[EpisodeItem] = []
-    while first or second:
-        taken += [item for item in (first, second) if item]
-        first, second = (queue.take(item) if item else None for item in (first, second))
-    assert len(set(taken)) == 12
-    assert [item.task for item in taken[:8]] == [0, 1] * 4  # one each
-    assert [item.task for item in taken[8:]] == [2] * 4  # then both together

@@ -1,0 +1,54 @@
+"""The decodings whose savings and costs are measured on episodes: every rule, drafter and tail, and swept tolerances.
+
+Knows configurations and how to write one down for a server. Knows nothing of episodes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from policy.decoding.config import DecodingConfig
+from policy.drafting.registry import DRAFTERS
+
+RULES = ("exact", "spec-vla", "corrected", "physical", "typical", "default")
+RADII = (0, 1, 2, 3, 5, 7, 9, 12, 15, 20)
+# Millimetres and milliradians; the first keeps translation exact.
+TOLERANCES = ((0.0, 8.0), (0.5, 1.0), (1.25, 2.5), (2.5, 5.0), (5.0, 10.0))
+
+
+def decoding_groups() -> dict[str, list[DecodingConfig]]:
+    """What there is to measure, by group; the plain decoder, which all are compared with, is in none of them."""
+    exact, corrected, physical = (DecodingConfig.load(name) for name in ("exact", "corrected", "physical"))
+    drafted: list[DecodingConfig] = []
+    for base in (exact, corrected):
+        drafted += [replace(base, name=f"{base.name}, {name}", drafters=(name, "dataset")) for name in DRAFTERS
+                    if name != "dataset"]  # fmt: skip
+        drafted.append(replace(base, name=f"{base.name}, all drafters", drafters=tuple(DRAFTERS)))
+    tails = [replace(exact, name=f"exact, {tail} tail", tail=tail) for tail in ("jacobi", "plain")]
+    nodes = [replace(exact, name=f"exact, {count} nodes", nodes=count) for count in (6, 16, 64, 96)]
+    swept = {
+        rule: [
+            replace(DecodingConfig.load(rule), name=f"{rule}, r={radius}", tolerance={"radius": radius})
+            for radius in RADII
+        ]
+        for rule in ("spec-vla", "corrected")
+    }
+    tolerances = [
+        replace(
+            physical,
+            name=f"physical, {millimetres} mm {milliradians} mrad",
+            tolerance=dict(physical.tolerance) | {"translation_mm": millimetres, "rotation_mrad": milliradians},
+        )
+        for millimetres, milliradians in TOLERANCES
+    ]
+    rules = [DecodingConfig.load(name) for name in RULES]
+    return {"rules": rules, "drafters": drafted, "tails": tails, "nodes": nodes, **swept, "physical": tolerances}
+
+
+def write_decoding(config: DecodingConfig, file: Path) -> Path:
+    """Write a YAML file, in the part of YAML that is JSON, for `DecodingConfig.load` to read; returns it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(config), indent=2, default=str) + "\n")
+    return file

@@ -1,0 +1,61 @@
+"""A policy server in a process of its own: `scripts/serve_policy.py` on a free port of this machine.
+
+Knows the command, what the server says when it is ready, and how to end it. Knows nothing of policies or clients.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_SERVE = Path(__file__).resolve().parent.parent / "scripts" / "serve_policy.py"
+_READY = re.compile(r"^ready: .* at (tcp://\S+)$", re.MULTILINE)
+# A server answers what it has accepted before it ends; one that takes longer than this is killed.
+_PATIENCE_S = 20.0
+
+
+class ServerProcess:
+    """Starts at once and is ready some seconds later.
+
+    log: file for what the server says, made anew. arguments: of `scripts/serve_policy.py`, all but the address.
+    """
+
+    def __init__(self, log: Path, arguments: Sequence[str]) -> None:
+        self._log = log
+        self._endpoint = ""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(_SERVE), "--bind", "tcp://127.0.0.1:*", *arguments]
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT)
+
+    def endpoint(self) -> str:
+        """Where it listens, "" before it is ready. Raises RuntimeError if it has ended before that."""
+        if not self._endpoint:
+            if match := _READY.search(self._log.read_text()):
+                self._endpoint = match.group(1)
+            elif failure := self.failure():
+                raise RuntimeError(failure)
+        return self._endpoint
+
+    def failure(self) -> str:
+        """How it ended, with the last that it said; "" while it runs."""
+        if self.process.poll() is None:
+            return ""
+        last = self._log.read_text().strip().rsplit("\n", 1)[-1]
+        return f"a policy server ended with exit code {self.process.returncode}: {last}"
+
+    def stop(self) -> None:
+        """Asks it to end and returns at once."""
+        self.process.terminate()
+
+    def close(self) -> None:
+        """Ends it and waits until it is gone."""
+        self.process.terminate()
+        try:
+            self.process.wait(_PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+from policy.decoding.config import DecodingConfig
+from sim.decoding_catalogue import decoding_groups, write_decoding
+
+
+def test_every_decoding_has_a_name_of_its_own_and_survives_its_file(tmp_path):
+    members = [config for group in decoding_groups().values() for config in group]
+    assert len({config.name for config in members}) == len({repr(config) for config in members})
+    weighted = DecodingConfig("weighted", drafters=("draft-vla",), weights={"draft-vla": Path("runs/draft")})
+    for number, config in enumerate([*members, weighted]):
+        assert DecodingConfig.load(write_decoding(config, tmp_path / "new" / f"{number}.yaml")) == config
