@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--expert-share", type=float, default=0.0, help="of those, episodes the expert drives alone")
     parser.add_argument("--emphasis", type=float, default=0.0, help="missed tasks get up to 1 + this as many")
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
+    parser.add_argument("--render-devices", nargs="*", type=int, default=[], help="EGL devices, taken in turn")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which no episode starts, 0: none")
     chosen = parser.parse_args()
     try:
@@ -50,6 +51,7 @@ def main() -> None:
             emphasis=chosen.emphasis,
             frames=chosen.frames,
             workers=chosen.workers,
+            render_devices=tuple(chosen.render_devices),
             time_limit=chosen.time_limit,
         )
     except ValueError as error:

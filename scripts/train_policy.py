@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train a small OpenVLA-shaped policy on recorded demonstrations.
 
-scripts/train_policy.py --config configs/policy/box.yaml --demonstrations demos/ --output runs/box
+scripts/train_policy.py --config configs/policy/box.yaml --demonstrations [demos/] --output runs/box
+torchrun --standalone --nproc-per-node 2 scripts/train_policy.py ...    # the same on two GPUs
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ def main() -> None:
     training = BehaviorCloning(TrainingConfig(**config))
     signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
     directory = training.run()
+    if not training.replicas.first:
+        return
     if training.progress < 1:
         print(f"stopped at {training.progress:.1%}; the same command goes on from there")
     print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}")

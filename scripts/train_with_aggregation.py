@@ -5,8 +5,8 @@ scripts/train_with_aggregation.py --training configs/policy/box.yaml --run runs/
 
 Training, simulators and policy servers run side by side. As soon as there is a checkpoint, its newest version drives
 and the expert says what it would have done (dataset aggregation, DAgger). May be stopped, and ends by itself after
-`--time-limit` seconds; the same command goes on from there. With several GPUs, MUJOCO_EGL_DEVICE_ID=1 keeps the
-simulators' rendering off the one that trains.
+`--time-limit` seconds; the same command goes on from there. With several GPUs `--gpus` trains on the first ones and
+`--render-devices` keeps the simulators' rendering off them.
 """
 
 from __future__ import annotations
@@ -46,14 +46,23 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
     parser.add_argument("--servers", type=int, default=1, help="policy servers, one for some ten simulators")
     parser.add_argument("--renew-seconds", type=float, default=60.0, help="age at which a newer policy takes over")
-    parser.add_argument("--device", type=str, default="auto", help="of training and of the policy that drives")
+    parser.add_argument("--device", type=str, default="auto", help="of training")
+    parser.add_argument("--driver-device", type=str, default="auto", help="of the policy that drives, e.g. cuda:1")
+    parser.add_argument("--gpus", type=int, default=1, help="training processes, a GPU each")
+    parser.add_argument("--render-devices", nargs="*", type=int, default=[], help="EGL devices, taken in turn")
+    parser.add_argument(
+        "--mesh-cells", nargs="*", type=float, default=[], help="metres, taken in turn: how far meshes are simplified"
+    )
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which to stop for now, 0: none")
     return parser
 
 
 def train_command(chosen: Namespace) -> list[str]:
     run: Path = chosen.run
-    command = [sys.executable, str(_ROOT / "scripts" / "train_policy.py"), "--config", str(chosen.training)]
+    command = [sys.executable]
+    if chosen.gpus > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(chosen.gpus)]
+    command += [str(_ROOT / "scripts" / "train_policy.py"), "--config", str(chosen.training)]
     command += ["--demonstrations", f"[{run / 'demonstrations'}]", "--output", str(run)]
     command += ["--minutes", str(chosen.minutes), "--device", chosen.device]
     if chosen.initialize_from:
@@ -87,6 +96,8 @@ def main() -> int:
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
             workers=chosen.workers,
+            render_devices=tuple(chosen.render_devices),
+            mesh_cells=tuple(chosen.mesh_cells),
         )
         newest = NewestPolicy(
             run / "policy",
@@ -94,7 +105,7 @@ def main() -> int:
             renew_seconds=chosen.renew_seconds,
             servers=chosen.servers,
             # Plain and uncaptured: a version lives too short to pay for recording its passes.
-            arguments=("--device", chosen.device, "--decoding", "autoregressive", "--capture", "false"),
+            arguments=("--device", chosen.driver_device, "--decoding", "autoregressive", "--capture", "false"),
         )
     except ValueError as error:
         parser.error(str(error))

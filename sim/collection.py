@@ -34,6 +34,8 @@ class CollectionConfig:
     emphasis: tasks that are missed often get up to 1 + emphasis times as many episodes, while time lasts.
     frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
     workers: processes, each with a simulator of its own.
+    render_devices: EGL device numbers that the workers take in turn; MUJOCO_EGL_DEVICE_ID or the first one if empty.
+    mesh_cells: metres, taken in turn as well: see `sim.mesh_simplification`; meshes as they are if empty or 0.
     time_limit: seconds after which no new episode starts, 0 for none.
     """
 
@@ -49,6 +51,8 @@ class CollectionConfig:
     emphasis: float = 0.0
     frames: bool = True
     workers: int = 2
+    render_devices: tuple[int, ...] = ()
+    mesh_cells: tuple[float, ...] = ()
     time_limit: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,6 +68,8 @@ class CollectionConfig:
             raise ValueError(
                 f"expert_share must be 0..1 and emphasis not negative, got {self.expert_share} and {self.emphasis}"
             )
+        if min((*self.render_devices, *self.mesh_cells), default=0) < 0:
+            raise ValueError(f"devices and cells must not be negative, got {self.render_devices} and {self.mesh_cells}")
         if self.time_limit < 0.0:
             raise ValueError(f"time_limit must be seconds, or 0 for none, got {self.time_limit}")
 
@@ -71,6 +77,12 @@ class CollectionConfig:
         """Whether the expert drives alone: depends on nothing but the episode, so a resumed collection is the same."""
         name = demonstration_name(*item.key, item.seed)
         return crc32(name.encode()) % 1000 < 1000 * self.expert_share
+
+    def recording(self, worker: int) -> Recording:
+        """How the worker of this number records."""
+        device = self.render_devices[worker % len(self.render_devices)] if self.render_devices else None
+        cell = self.mesh_cells[worker % len(self.mesh_cells)] if self.mesh_cells else 0.0
+        return Recording(self.output, self.noise, self.noisy_fraction, self.frames, device, cell)
 
     def items(self) -> list[Item]:
         """Every episode that is wanted."""
@@ -139,8 +151,7 @@ def collect(
 
     summary = Summary(skipped=len(wanted) - len(schedule), remaining=len(schedule))
     config.output.mkdir(parents=True, exist_ok=True)
-    recording = Recording(config.output, config.noise, config.noisy_fraction, config.frames)
-    workers = [RecordingWorker(recording) for _ in range(min(config.workers, len(schedule)))]
+    workers = [RecordingWorker(config.recording(number)) for number in range(min(config.workers, len(schedule)))]
     started = time.monotonic()
     try:
         busy = [worker for worker in workers if begin(worker, None)]

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from sim import physics, rendering
 from sim.control_rate import rescaled
 from sim.drift import Drift
+from sim.mesh_simplification import simplify_meshes
 from sim.protocol import CONTROL_HZ, OFFICIAL, SETTLE_ACTION, Protocol
 from sim.suites import Task, find_task
 
@@ -46,12 +47,16 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
 
     picture_next: set it to False where the next steps' pictures are not needed; observations then keep the last one.
     task: number from 0. protocol: the official one unless a deviation is wanted.
+    mesh_cell: metres, see `sim.mesh_simplification`: faster pictures, not quite the benchmark's, to train on and
+    never to be judged by.
     Raises UnknownSuiteError, RenderingUnavailableError, and ValueError for a bad action or initial state.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": CONTROL_HZ}  # noqa: RUF012  (Gymnasium's contract)
 
-    def __init__(self, suite: str, task: int, *, render: bool = True, protocol: Protocol = OFFICIAL) -> None:
+    def __init__(
+        self, suite: str, task: int, *, render: bool = True, protocol: Protocol = OFFICIAL, mesh_cell: float = 0.0
+    ) -> None:
         self.task: Task = find_task(suite, task)
         self.protocol = protocol
         self.control_hz = protocol.control_hz
@@ -72,7 +77,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self.simulator = self._build_simulator()
         self._shown = np.zeros(self.simulator.sim.model.nq)
         self._pictured = self._shown.copy()
-        self._camera = self._build_camera() if render else None
+        self._camera = self._build_camera(mesh_cell) if render else None
         self.renderer = rendering.renderer_name() if render else "none"
         # The GL context must go before the GL library shuts down, so registered after it and thus run before it.
         atexit.register(_close_if_alive, weakref.ref(self))
@@ -202,10 +207,13 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         physics.reuse_compiled_model(simulator.env)
         return simulator
 
-    def _build_camera(self) -> Camera:
+    def _build_camera(self, mesh_cell: float) -> Camera:
         from sim.camera import Camera
 
-        return Camera(self.simulator.sim.model._model, CAMERA, self.protocol.resolution)
+        model = self.simulator.sim.model._model
+        if mesh_cell:
+            simplify_meshes(model, mesh_cell)
+        return Camera(model, CAMERA, self.protocol.resolution)
 
     def _reset_simulator(self, seed: int) -> None:
         with _numpy_seed(seed):

@@ -5,6 +5,7 @@ Knows how to build, keep and replace a simulator and what to do when it dies; do
 
 from __future__ import annotations
 
+import os
 import traceback
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -38,12 +39,16 @@ class Recording:
     """How a worker records: where files go, the noise's sigma and the share of episodes that get it.
 
     frames: False leaves the rendering for later, which is ten times as fast.
+    render_device: EGL device number, None for the usual one.
+    mesh_cell: metres to which meshes are simplified, 0 for not at all.
     """
 
     output: Path
     noise: float
     noisy_fraction: float
     frames: bool = True
+    render_device: int | None = None
+    mesh_cell: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +132,8 @@ def _serve(connection: Connection, recording: Recording) -> None:
     """The process's end: record items until the pipe closes."""
     from bridge.errors import BridgeError
 
+    if recording.render_device is not None:
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(recording.render_device)
     env: LiberoEnv | None = None
     seat = DriverSeat()
     while True:
@@ -142,7 +149,7 @@ def _serve(connection: Connection, recording: Recording) -> None:
                     env.close()
                 from sim.libero import LiberoEnv
 
-                env = LiberoEnv(*item.key, render=recording.frames)
+                env = LiberoEnv(*item.key, render=recording.frames, mesh_cell=recording.mesh_cell)
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")
             return

@@ -26,6 +26,7 @@ from policy.training.augmentation import inference_pixels, training_pixels
 from policy.training.config import TrainingConfig
 from policy.training.frames import Batch, FrameStore
 from policy.training.objective import Losses, bin_of, jitter_bins, losses
+from policy.training.replicas import Replicas
 from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
 
 
@@ -33,19 +34,24 @@ class BehaviorCloning:
     """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights.
 
     Setting `stopping` ends it before, after the step under way; a later run with the same output goes on from there.
+    Started by torchrun, it trains on several devices: each process has its share of the episodes and its own batches.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
         self.stopping = False
         config.output.mkdir(parents=True, exist_ok=True)
-        self.device = torch.device(
-            config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        self.replicas = Replicas()
+        self.device = self.replicas.device(config.device)
         torch.manual_seed(config.seed)
         torch.set_float32_matmul_precision("high")
         self.store = FrameStore(
-            config.demonstrations, config.capacity, self.device, config.held_out_every, processes=config.decoders
+            config.demonstrations,
+            config.capacity,
+            self.device,
+            config.held_out_every,
+            processes=config.decoders,
+            owns=self.replicas.owns,
         )
         self.validation = FrameStore(
             config.demonstrations,
@@ -58,9 +64,15 @@ class BehaviorCloning:
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
         start = config.initialize_from
-        self.statistics = self._action_statistics() if start is None else self._statistics_of(start)
-        self.standardizer = Standardizer.fit(self.store.privileged)
+        self.statistics = self.replicas.from_first(
+            self._action_statistics() if start is None else self._statistics_of(start)
+        )
+        self.standardizer = self.replicas.from_first(Standardizer.fit(self.store.privileged).to("cpu")).to(self.device)
+        if not self.replicas.first:
+            self.replicas.agree()  # the first one has written it
         self.prompter, vocabulary_size = config.build_tokenizer()
+        if self.replicas.first:
+            self.replicas.agree()
         if start is None:
             network = OpenVLA.from_config(config.network.openvla_config(vocabulary_size))
         else:
@@ -83,18 +95,20 @@ class BehaviorCloning:
         self.q99 = torch.tensor(self.statistics.q99, device=self.device, dtype=torch.float32)
         self.mask = torch.tensor(self.statistics.mask, device=self.device)
         self.compiled = torch.compile(self.model) if config.compile else self.model
+        torch.manual_seed(config.seed + self.replicas.rank)  # the weights were drawn alike, batches must not be
 
     # --- preparation -------------------------------------------------------------------------------------------------
 
     def _wait_for_episodes(self) -> None:
         deadline = time.monotonic() + self.config.wait_seconds
+        share = math.ceil(self.config.start_episodes / self.replicas.count)
         while True:
             self.store.refresh()
-            if self.store.episodes >= self.config.start_episodes:
+            if self.store.episodes >= share:
                 break
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"{self.store.episodes} training episodes after {self.config.wait_seconds:.0f} s, "
+                    f"{self.store.episodes} training episodes of {share} after {self.config.wait_seconds:.0f} s, "
                     f"start_episodes is {self.config.start_episodes}; collect more or lower it"
                 )
             time.sleep(1.0)
@@ -165,12 +179,13 @@ class BehaviorCloning:
         config = self.config
         last_log = last_save = last_refresh = time.monotonic()
         result: Losses | None = None
-        while self.progress < 1 and not self.stopping:
+        while self._goes_on():
             started = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
             result = self._losses(self.compiled, self.store, self.store.sample(config.batch_size), training=True)
             result.total.backward()
+            self.replicas.average_gradients(self.model.parameters())
             clip_grad_norm_(self.model.parameters(), config.gradient_clip)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -181,23 +196,30 @@ class BehaviorCloning:
                 self.store.refresh()
                 self.validation.refresh()
                 last_refresh = now
-            if now - last_log > config.log_seconds:
+            if self.replicas.first and now - last_log > config.log_seconds:
                 self._log(result)
                 last_log = now
-            if now - last_save > config.save_seconds:
+            if self.replicas.first and now - last_save > config.save_seconds:
                 self._save_state()
                 self.save_policy(config.output / "policy")
                 last_save = now
             if self.device.type == "cuda" and self.step % 8 == 0:
                 torch.cuda.synchronize()  # keeps `elapsed` honest: the queue never runs far ahead
             self.elapsed += time.monotonic() - started
-        if result is not None:
-            self._log(result)
-        self._save_state()
-        directory = self.save_policy(config.output / "policy")
+        if self.replicas.first:
+            if result is not None:
+                self._log(result)
+            self._save_state()
+            self.save_policy(config.output / "policy")
         self.store.close()
         self.validation.close()
-        return directory
+        self.replicas.close()
+        return config.output / "policy"
+
+    def _goes_on(self) -> bool:
+        """Whether there is another step; all processes count the first one's time, and stop where it stops."""
+        self.elapsed, stopping = self.replicas.agree(self.elapsed, self.stopping)
+        return self.progress < 1 and not stopping
 
     # --- logging and saving ------------------------------------------------------------------------------------------
 
@@ -216,10 +238,12 @@ class BehaviorCloning:
         record = {
             "step": self.step,
             "seconds": round(self.elapsed, 1),
-            "samples_per_second": round(self.step * self.config.batch_size / max(self.elapsed, 1e-9)),
+            "samples_per_second": round(
+                self.step * self.config.batch_size * self.replicas.count / max(self.elapsed, 1e-9)
+            ),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "frames": self.store.count,
-            "episodes": self.store.episodes,
+            "frames": self.store.count * self.replicas.count,  # shares are as good as equal
+            "episodes": self.store.episodes * self.replicas.count,
             "train": describe(training),
             "held_out": describe(held_out) if held_out else None,
         }
@@ -228,7 +252,7 @@ class BehaviorCloning:
         shown = record["held_out"] or record["train"]
         print(
             f"{self.progress:5.1%}  step {self.step}  {record['seconds']:.0f} s  {record['samples_per_second']}/s  "
-            f"{self.store.episodes} episodes  {self.store.count} frames  loss {record['train']['total']:.3f}  "
+            f"{record['episodes']} episodes  {record['frames']} frames  loss {record['train']['total']:.3f}  "
             f"held out {shown['total']:.3f}  within 4 bins {shown['near']}",
             flush=True,
         )

@@ -7,6 +7,7 @@ the first episodes and takes in those that a collector adds while it runs.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -64,6 +65,7 @@ class FrameStore:
     directories: folders of demonstrations, watched for new files at every `refresh`.
     capacity: frames for which memory is set aside (150,528 bytes each).
     held_out_every: one episode in so many goes to the validation store (`validation=True`), the others to training.
+    owns: whether an episode is for this store at all, where several share a folder.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class FrameStore:
         held_out_every: int = 0,
         validation: bool = False,
         processes: int = 2,
+        owns: Callable[[Path], bool] = lambda path: True,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 frame, got {capacity}")
@@ -85,6 +88,7 @@ class FrameStore:
         self._task = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._actions = torch.zeros(capacity, 7, device=device)
         self._privileged = torch.zeros(capacity, PRIVILEGED_SIZE, device=device)
+        self._owns = owns
         self._seen: set[Path] = set()
         self._pending: list[Future[DecodedEpisode]] = []
         self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
@@ -95,7 +99,7 @@ class FrameStore:
             for path in list_demonstrations(directory):
                 if path not in self._seen:
                     self._seen.add(path)
-                    if is_held_out(path, self.held_out_every) == self.validation:
+                    if is_held_out(path, self.held_out_every) == self.validation and self._owns(path):
                         self._pending.append(self._pool.submit(decode_episode, path))
         before = self.count
         ready = self._pending if wait else [future for future in self._pending if future.done()]

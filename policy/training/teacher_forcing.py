@@ -66,5 +66,9 @@ class Standardizer:
     def fit(cls, values: torch.Tensor) -> Standardizer:
         return cls(values.mean(0), values.std(0).clamp_min(1e-6))
 
+    def to(self, device: torch.device | str) -> Standardizer:
+        """The same on another device."""
+        return Standardizer(self.mean.to(device), self.std.to(device))
+
     def __call__(self, values: torch.Tensor) -> torch.Tensor:
         return (values - self.mean) / self.std

@@ -221,3 +221,14 @@ def test_the_command_line_refuses_evaluation_seeds_and_unreadable_tasks(tmp_path
         run = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert run.returncode == 2
         assert complaint in run.stderr
+
+
+def test_workers_take_render_devices_and_meshes_in_turn(tmp_path: Path):
+    config = CollectionConfig(tmp_path, render_devices=(2, 3, 3), mesh_cells=(0.0, 0.003))
+    made = [config.recording(worker) for worker in range(4)]
+    assert [recording.render_device for recording in made] == [2, 3, 3, 2]
+    assert [recording.mesh_cell for recording in made] == [0.0, 0.003, 0.0, 0.003]
+    plain = CollectionConfig(tmp_path).recording(5)
+    assert (plain.render_device, plain.mesh_cell) == (None, 0.0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        CollectionConfig(tmp_path, mesh_cells=(-0.1,))
