@@ -118,7 +118,8 @@ class Policy:
     ) -> None:
         """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested.
 
-        record: how the arithmetic on pictures is recorded that a GPU does; it runs launch by launch unless given.
+        record: how plain decoding and the arithmetic on pictures that a GPU does are recorded; they run launch by
+        launch unless given.
         Raises ValueError for statistics of another number of action dimensions than 7.
         """
         if len(statistics.q01) != ACTION_DIMENSIONS:
@@ -132,7 +133,7 @@ class Policy:
         self._spec = spec
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
         self._device_pixels = _device_pixels(settings, model.device, record) if model.device.type == "cuda" else None
-        self._decoder: ActionDecoder | None = AutoregressiveDecoder(model)
+        self._decoder: ActionDecoder | None = AutoregressiveDecoder(model, record)
         # One frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
 

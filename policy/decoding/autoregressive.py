@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from policy.decoding.cache import CachePool
+from policy.decoding.cache import CachePool, StaticCache
+from policy.decoding.capture import Record, captured
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.openvla.config import ACTION_DIMENSIONS
@@ -34,13 +35,18 @@ class GreedyStep:
 
 
 class AutoregressiveDecoder:
-    """Seven target passes per action, rows of different lengths side by side."""
+    """Seven target passes per action, rows of different lengths side by side.
+
+    record: replays the prompt's pass and the six others where given, each of the two as a whole.
+    """
 
     name = "autoregressive"
 
-    def __init__(self, model: OpenVLA) -> None:
+    def __init__(self, model: OpenVLA, record: Record | None = None) -> None:
         self.model = model
         self._caches = CachePool(model)
+        self._first_token = captured(self._choose_first, record)
+        self._all_tokens = captured(self._choose_others, record)
 
     def forget(self, session: str) -> None:
         """Nothing is kept between actions, so there is nothing to forget."""
@@ -50,8 +56,7 @@ class AutoregressiveDecoder:
 
     def rehearse(self, prompts: PromptBatch) -> None:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
-        for _ in self.steps(prompts):
-            pass
+        self.decode(prompts, (), Stopwatch(self.model.device))
 
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
@@ -60,10 +65,11 @@ class AutoregressiveDecoder:
 
         Laps "prefill" and "decode" on the stopwatch.
         """
-        tokens = []
-        for index, step in enumerate(self.steps(prompts)):
-            tokens.append(step.tokens)
-            stopwatch.lap("decode" if index else "prefill")
+        cache = self._cache(prompts)
+        first = self._first_token((prompts.embeddings, prompts.lengths), cache)
+        stopwatch.lap("prefill")
+        tokens = self._all_tokens((first, prompts.lengths), cache)
+        stopwatch.lap("decode")
         trace = DecodeTrace(
             target_passes=ACTION_DIMENSIONS,
             accepted_per_pass=(1,) * ACTION_DIMENSIONS,
@@ -71,21 +77,45 @@ class AutoregressiveDecoder:
             deviation_bins=(0,) * ACTION_DIMENSIONS,
             sources=("",) * ACTION_DIMENSIONS,
         )
-        return torch.stack(tokens, dim=1).cpu(), [trace] * len(prompts.lengths)
+        return tokens.cpu(), [trace] * len(prompts.lengths)
 
     def steps(self, prompts: PromptBatch) -> Iterator[GreedyStep]:
         """The seven passes one by one."""
-        model, lengths = self.model, prompts.lengths
+        cache = self._cache(prompts)
+        step = self._read_prompt(prompts.embeddings, prompts.lengths, cache)
+        yield step
+        for emitted in range(1, ACTION_DIMENSIONS):
+            step = self._read_token(step.tokens, prompts.lengths + (emitted - 1), cache)
+            yield step
+
+    def _cache(self, prompts: PromptBatch) -> StaticCache:
         batch, longest, _ = prompts.embeddings.shape
-        cache = self._caches.get(batch, longest + ACTION_DIMENSIONS - 1)
-        positions = torch.arange(longest, device=model.device).expand(batch, -1)
-        hidden = model.language_model(prompts.embeddings, positions, cache)  # [B, S, width]
-        hidden = hidden[torch.arange(batch, device=model.device), lengths - 1]  # [B, width], each row's last true token
-        for emitted in range(ACTION_DIMENSIONS):
-            logits = model.logits(hidden)
-            tokens = logits.argmax(dim=-1)
-            yield GreedyStep(tokens, hidden, logits)
-            if emitted + 1 < ACTION_DIMENSIONS:
-                embeddings = model.language_model.model.embed_tokens(tokens[:, None])
-                # Each row goes on at its own end and there overwrites the padding of the prefill.
-                hidden = model.language_model(embeddings, (lengths + emitted)[:, None], cache)[:, 0]
+        return self._caches.get(batch, longest + ACTION_DIMENSIONS - 1)
+
+    def _choose_first(self, embeddings: Tensor, lengths: Tensor, cache: StaticCache) -> Tensor:
+        """Int64 `[B]`."""
+        return self._read_prompt(embeddings, lengths, cache).tokens
+
+    def _choose_others(self, first: Tensor, lengths: Tensor, cache: StaticCache) -> Tensor:
+        """The first token and the six after it, int64 `[B, 7]`."""
+        tokens = [first]
+        for emitted in range(1, ACTION_DIMENSIONS):
+            tokens.append(self._read_token(tokens[-1], lengths + (emitted - 1), cache).tokens)
+        return torch.stack(tokens, dim=1)
+
+    def _read_prompt(self, embeddings: Tensor, lengths: Tensor, cache: StaticCache) -> GreedyStep:
+        batch, longest, _ = embeddings.shape
+        positions = torch.arange(longest, device=embeddings.device).expand(batch, -1)
+        hidden = self.model.language_model(embeddings, positions, cache)  # [B, S, width]
+        return self._choose(
+            hidden[torch.arange(batch, device=hidden.device), lengths - 1]
+        )  # each row's last true token
+
+    def _read_token(self, tokens: Tensor, positions: Tensor, cache: StaticCache) -> GreedyStep:
+        """Tokens and positions int64 `[B]`; each row goes on at its own end and there overwrites the padding."""
+        embeddings = self.model.language_model.model.embed_tokens(tokens[:, None])
+        return self._choose(self.model.language_model(embeddings, positions[:, None], cache)[:, 0])
+
+    def _choose(self, hidden: Tensor) -> GreedyStep:
+        logits = self.model.logits(hidden)
+        return GreedyStep(logits.argmax(dim=-1), hidden, logits)

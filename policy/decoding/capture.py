@@ -8,6 +8,7 @@ computed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from policy.openvla.model import OpenVLA
 _MOST_GRAPHS = 512
 # Runs before recording: the first ones choose kernels and allocate workspaces, which a graph cannot.
 _REHEARSALS = 2
+# Whether a recorded function is running; what it calls then belongs to its own recording.
+_inside: ContextVar[bool] = ContextVar("inside a recorded function", default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +60,10 @@ class GraphRecorder:
 
 class Captured:
     """A function of tensors (and of other arguments, told apart by identity) that is recorded at its first call with
-    new shapes and replayed at later ones.
+    new shapes and replayed at later ones. Called by another recorded function it is a part of that one's recording.
 
-    The function must write nowhere but to its result and to tensors that `others` own, and not wait for the device.
+    The function must write nowhere but to its result and to tensors that `others` own, and not wait for the device. It
+    runs several times while it is recorded, so what it writes must not depend on what it wrote before.
     """
 
     def __init__(self, function: Callable[..., Tensor], record: Record) -> None:
@@ -69,19 +73,28 @@ class Captured:
         self._owners: list[Any] = []  # kept alive: their identity is part of the keys
 
     def __call__(self, tensors: tuple[Tensor, ...], *others: Any) -> Tensor:
+        if _inside.get():
+            return self._function(*tensors, *others)
         key = (*((tensor.shape, tensor.dtype) for tensor in tensors), *map(id, others))
         recording = self._recordings.get(key)
         if recording is None:
             if len(self._recordings) >= _MOST_GRAPHS:
                 return self._function(*tensors, *others)
             inputs = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors)
-            recording = self._record(lambda: self._function(*inputs, *others), inputs)
+            recording = self._record(lambda: self._run(*inputs, *others), inputs)
             self._recordings[key] = recording
             self._owners.extend(others)
         for own, given in zip(recording.inputs, tensors, strict=True):
             own.copy_(given)
         recording.play()
         return recording.output.clone()  # the next replay, of this or of another shape, may write over it
+
+    def _run(self, *arguments: Any) -> Tensor:
+        token = _inside.set(True)
+        try:
+            return self._function(*arguments)
+        finally:
+            _inside.reset(token)
 
 
 def captured(function: Callable[..., Tensor], record: Record | None) -> Callable[..., Tensor]:

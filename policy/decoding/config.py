@@ -121,7 +121,7 @@ class DecodingConfig:
     def build(self, material: DrafterMaterial) -> ActionDecoder:
         """The decoder for a loaded checkpoint."""
         if self.decoder == "autoregressive":
-            return AutoregressiveDecoder(material.model)
+            return AutoregressiveDecoder(material.model, material.record())
         material = replace(material, weights=dict(material.weights) | dict(self.weights))
         rule = make_rule(self.acceptance, self.tolerance, material.statistics, device=material.model.device)
         return SpeculativeDecoder(

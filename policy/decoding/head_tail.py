@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from policy.decoding.judged_passes import Desk
 from policy.decoding.progress import ActionProgress
-from policy.decoding.prompt_batch import PromptBatch
-from policy.decoding.target_passes import TargetPasses
+from policy.decoding.transfer import to_device
 from policy.decoding.tree import DRAFTED_DIMENSIONS
 from policy.drafting.base import Head
 
@@ -24,59 +24,56 @@ DECIDED = DRAFTED_DIMENSIONS - 1
 class HeadTail:
     """Made for one batch of prompts; `follow` is called after every pass of the target but the last."""
 
-    def __init__(self, head: Head, prompts: PromptBatch) -> None:
+    def __init__(self, head: Head, desk: Desk) -> None:
         self._head = head
-        self._prompts = prompts
+        self._desk = desk
         self._has_read = False
-        batch, _, width = prompts.embeddings.shape
-        self._features = prompts.embeddings.new_zeros(batch, DECIDED, width)
+        batch, _, width = desk.prompts.embeddings.shape
+        self._features = desk.hidden.new_zeros(batch, DECIDED, width)
 
-    def follow(
-        self, passes: TargetPasses, progress: Sequence[ActionProgress], claims: Sequence[dict[str, np.ndarray]]
-    ) -> None:
+    def follow(self, progress: Sequence[ActionProgress], claims: Sequence[dict[str, np.ndarray]]) -> None:
         """Put the head's draft of what is left, float32 `[6, 256]`, among each session's claims, under its name."""
-        self._take(passes, progress)
+        self._take(progress)
         unfinished = [row for row, action in enumerate(progress) if len(action.ids) < DRAFTED_DIMENSIONS]
         if unfinished:  # else only grippers are left, which are never drafted
-            drafted = self._draft(passes, progress)
+            drafted = self._draft(progress)
             for row in unfinished:
                 claims[row][self._head.name] = drafted[row]
 
-    def _take(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> None:
+    def _take(self, progress: Sequence[ActionProgress]) -> None:
         """Keep the hidden states that chose the tokens of the last pass."""
         source = np.tile(np.arange(DECIDED), (len(progress), 1))  # row by row what is there already
         for row, action in enumerate(progress):
             end = len(action.ids)
             if end <= DECIDED:
                 source[row, end - len(action.rows) : end] = np.array(action.rows) + DECIDED
-        found = torch.cat([self._features, passes.hidden], dim=1)
-        wanted = torch.from_numpy(source).to(found.device)
+        found = torch.cat([self._features, self._desk.hidden], dim=1)
+        wanted = to_device(source, found.device)
         self._features = found.gather(1, wanted[:, :, None].expand(-1, -1, found.shape[2]))
 
-    def rehearse(self, passes: TargetPasses) -> None:
-        """Run every draft that these prompts may need. passes: of which the prompts' has been run."""
-        self._read(passes)
+    def rehearse(self) -> None:
+        """Run every draft that these prompts may need. Their pass has been run."""
+        self._read()
         batch, device = len(self._features), self._features.device
         for count in range(1, DECIDED + 1):
             counts = torch.full((batch,), count, device=device)
             bins = torch.zeros(batch, DECIDED, dtype=torch.int64, device=device)
             self._head.draft(bins, self._features, counts, count)
 
-    def _draft(self, passes: TargetPasses, progress: Sequence[ActionProgress]) -> np.ndarray:
+    def _draft(self, progress: Sequence[ActionProgress]) -> np.ndarray:
         """Chances float32 `[B, 6, 256]` on the host; what stands in rows of actions that are done means nothing."""
-        self._read(passes)
+        self._read()
         counts = [min(len(action.ids), DECIDED) for action in progress]
         bins = np.zeros((len(progress), DECIDED), np.int64)
         for row, action, count in zip(bins, progress, counts, strict=True):
             row[:count] = action.bins[:count]
-        device = self._features.device
-        chances: Tensor = self._head.draft(
-            torch.from_numpy(bins).to(device), self._features, torch.tensor(counts, device=device), min(counts)
-        )
+        moved = to_device(np.column_stack([bins, counts]), self._features.device)
+        chances: Tensor = self._head.draft(moved[:, :-1], self._features, moved[:, -1], min(counts))
         return chances.cpu().numpy()
 
-    def _read(self, passes: TargetPasses) -> None:
+    def _read(self) -> None:
         """Once for each action, and only for those that the prompts' pass did not finish."""
         if not self._has_read:
-            self._head.read(self._prompts.embeddings, passes.prompt_hidden, self._prompts.lengths)
+            prompts = self._desk.prompts
+            self._head.read(prompts.embeddings, self._desk.prompt_hidden, prompts.lengths)
             self._has_read = True

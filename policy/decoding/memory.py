@@ -9,7 +9,6 @@ from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from policy.decoding.acceptance.base import AcceptanceState
@@ -23,18 +22,15 @@ REMEMBERED_ACTIONS = 16
 class EpisodeMemory:
     """One episode of one session so far.
 
+    state: what rules remember, with B = 1, on the host.
     choices: bins that the target itself chose, int64 `[7]` each. Drafts start from them and not from what was executed:
         a tolerant rule would else accept its own last action again and again while the target drifts away.
     picture: float32 `[features]`, the last frame's features on the model's device; None before the first action.
     """
 
-    state: AcceptanceState
+    state: AcceptanceState = field(default_factory=lambda: AcceptanceState.fresh(1))
     choices: deque[np.ndarray] = field(default_factory=lambda: deque(maxlen=REMEMBERED_ACTIONS))
     picture: Tensor | None = None
-
-    @classmethod
-    def begin(cls, device: torch.device) -> EpisodeMemory:
-        return cls(AcceptanceState.fresh(1, device))
 
     @property
     def history(self) -> np.ndarray:

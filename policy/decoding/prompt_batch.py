@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from policy.decoding.transfer import to_device
 from policy.openvla.config import PATCHES
 from policy.openvla.model import OpenVLA
 
@@ -66,6 +67,7 @@ class PromptBatch:
             )
         longest = -(-max(map(len, prompts)) // PROMPT_LENGTHS) * PROMPT_LENGTHS
         padding = model.config.pad_token_id
-        rows = [list(prompt) + [padding] * (longest - len(prompt)) for prompt in prompts]
-        token_ids = torch.tensor(rows, device=model.device)  # [B, longest]
-        return token_ids, torch.tensor([len(prompt) + PATCHES for prompt in prompts], device=model.device)
+        # The length comes last in each row, so that one copy brings both.
+        rows = [[*prompt, *[padding] * (longest - len(prompt)), len(prompt) + PATCHES] for prompt in prompts]
+        moved = to_device(np.array(rows, np.int64), model.device)  # [B, longest + 1]
+        return moved[:, :-1], moved[:, -1]

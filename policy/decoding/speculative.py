@@ -1,7 +1,7 @@
 """Speculative decoding of actions: drafts ride in the prompt's own pass, and further passes finish what is left.
 
 Knows the order of things: draft, verify, take, go on. How trees are laid into the cache (`target_passes`), judged
-(`verification`, `acceptance`) and planned (`policy.drafting`) is known elsewhere.
+(`verification`, `acceptance`, together `judged_passes`) and planned (`policy.drafting`) is known elsewhere.
 
 Every pass gains the tokens of a path that was accepted and one more, which the target chose itself. So an action of 7
 tokens needs at most 7 passes, the prompt's included, which is what plain decoding always needs.
@@ -10,24 +10,23 @@ tokens needs at most 7 passes, the prompt's included, which is what plain decodi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
-from policy.decoding.cache import CachePool
 from policy.decoding.capture import Record
 from policy.decoding.head_tail import HeadTail
+from policy.decoding.judged_passes import JudgedPasses, Known
 from policy.decoding.memory import EpisodeMemory
 from policy.decoding.progress import UNKNOWN, ActionProgress
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
-from policy.decoding.target_passes import TargetPasses
-from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
-from policy.decoding.verification import Verifier
+from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft
+from policy.decoding.verification import Verification
 from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
 from policy.drafting.placement import Placement
 from policy.openvla.config import PATCHES
@@ -39,14 +38,8 @@ JACOBI: Final = "jacobi"
 # By drafter, what is proposed to one session: bins int64 `[7]`, or as claims of networks chances float32 `[6, 256]`.
 Proposals = dict[str, np.ndarray]
 
-# The patches of a frame are averaged over a grid of this many cells a side, so that places stay apart.
-_GRID = 4
-_PATCH_GRID = int(PATCHES**0.5)
 # Trees of one batch share a width, a multiple of this.
 _WIDTHS = 8
-# Two frames are the same picture where features differ by less than this share of their length. In 4,000 frames of a
-# moving LIBERO arm the smallest difference was 0.0034, the median 0.024.
-STILL_TOLERANCE = 0.003
 
 
 class SpeculativeDecoder:
@@ -56,7 +49,7 @@ class SpeculativeDecoder:
     placement: merges what they propose into a tree. tail: what drafts the tokens that the first pass left open:
     "jacobi" (what the target said along refused branches), "tree" (that, the drafters again and the head if there is
     one), "head" (it alone) or "plain" (nothing). seeing: asked before the prompt is read; what they said serves the
-    tail "tree", too. record: how judging is recorded, see `Verifier`.
+    tail "tree", too. record: how passes are replayed, see `JudgedPasses`.
     """
 
     def __init__(
@@ -74,7 +67,6 @@ class SpeculativeDecoder:
         self.model = model
         self.name = name
         self._rule = rule
-        self._verify = Verifier(rule, model.config.action_vocabulary, record)
         self._drafters = tuple(drafters)
         self._placement = placement or Placement(nodes=DRAFTED_DIMENSIONS, confidence=0.0, reach=rule.reach)
         self._tail = tail
@@ -82,7 +74,8 @@ class SpeculativeDecoder:
         self._head = head
         self._looking: tuple[Sight | None, dict[str, Pending]] = (None, {})
         self._memories: dict[str, EpisodeMemory] = {}
-        self._caches = CachePool(model)
+        sketches = any(drafter.needs_features for drafter in self._drafters)
+        self._passes = JudgedPasses(model, rule, self._most_nodes, sketches, head is not None, record)
 
     @property
     def _most_nodes(self) -> int:
@@ -101,17 +94,15 @@ class SpeculativeDecoder:
 
     def rehearse(self, prompts: PromptBatch) -> None:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
-        batch, device = len(prompts.lengths), self.model.device
-        passes = TargetPasses(self.model, prompts, self._most_nodes, self._caches)
-        decided = torch.zeros(batch, DRAFTED_DIMENSIONS, dtype=torch.int64, device=device)
-        counts = torch.ones(batch, dtype=torch.int64, device=device)
-        state = AcceptanceState.fresh(batch, device)
+        batch = len(prompts.lengths)
+        desk = self._passes.lay(prompts, [None] * batch)
+        self._passes.look(desk)
+        known = Known.at_first([False] * batch, AcceptanceState.fresh(batch))
         for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
-            tree = TokenTree.of([Draft()] * batch, width, device)
-            self._verify(tree, passes.prefill(tree), state)
-            passes.extend(decided, counts, TokenTree.of([Draft(1)] * batch, width, device))
+            self._passes.prefill(desk, known, [Draft()] * batch, width)
+            self._passes.extend(desk, replace(known, counts=known.counts + 1), [Draft(1)] * batch, width)
         if self._head is not None:
-            HeadTail(self._head, prompts).rehearse(passes)
+            HeadTail(self._head, desk).rehearse()
         for drafter in self._seeing:
             drafter.rehearse(batch, prompts.embeddings.shape[1] - PATCHES)
 
@@ -126,36 +117,35 @@ class SpeculativeDecoder:
         """
         if len(set(sessions)) < len(sessions):
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
-        device, vocabulary = self.model.device, self.model.config.action_vocabulary
-        memories = [self._memories.setdefault(name, EpisodeMemory.begin(device)) for name in sessions]
-        state = AcceptanceState.stack([memory.state for memory in memories])
-        pictures = _picture_features(prompts)
-        contexts = self._contexts(prompts, memories, pictures)
+        memories = [self._memories.setdefault(name, EpisodeMemory()) for name in sessions]
+        desk = self._passes.lay(prompts, [memory.picture for memory in memories])
+        contexts = self._contexts(prompts, memories, self._passes.look(desk))
         proposals = [self._propose(context) for context in contexts]
         claims = self._seen(prompts)
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
-        progress = [ActionProgress(vocabulary) for _ in sessions]
-        passes = TargetPasses(self.model, prompts, self._most_nodes, self._caches)
-        head = None if self._head is None else HeadTail(self._head, prompts)
-        tree = TokenTree.of(drafts, self._width(drafts), device)
-        logits = passes.prefill(tree)
-        self._take(progress, drafts, tree, logits, state)
+        progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
+        head = None if self._head is None else HeadTail(self._head, desk)
+        state = AcceptanceState.stack([memory.state for memory in memories])
+        known = Known.at_first([memory.picture is not None for memory in memories], state)
+        found = self._passes.prefill(desk, known, drafts, self._width(drafts))
+        _take(progress, drafts, found)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
             if head is not None:
-                head.follow(passes, progress, claims)
+                head.follow(progress, claims)
             drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
-            tree = TokenTree.of(drafts, self._width(drafts), device)
-            logits = passes.extend(*_decided(progress, device), tree)
-            self._take(progress, drafts, tree, logits, state)
-        traces = self._conclude(progress, contexts, proposals, claims, memories, state, pictures)
+            found = self._passes.extend(desk, known.after(progress), drafts, self._width(drafts))
+            _take(progress, drafts, found)
+        traces = self._conclude(progress, contexts, proposals, claims, memories, state, found)
+        for memory, picture in zip(memories, desk.picture.clone(), strict=True):
+            memory.picture = picture
         stopwatch.lap("decode")
         return torch.tensor([action.ids for action in progress]), traces
 
-    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], pictures: Tensor) -> list[DraftContext]:
+    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], sketches: Tensor) -> list[DraftContext]:
         features: Sequence[np.ndarray | None] = [None] * len(memories)
-        if any(drafter.needs_features for drafter in self._drafters):
-            features = list(pictures.cpu().numpy())
+        if sketches.shape[1]:
+            features = list(sketches.cpu().numpy())
         return [
             DraftContext(key, memory.history, features=row)
             for memory, row, key in zip(memories, features, prompts.keys, strict=True)
@@ -209,20 +199,6 @@ class SpeculativeDecoder:
         largest = max(len(draft.tokens) for draft in drafts)
         return min(-(-largest // _WIDTHS) * _WIDTHS, self._most_nodes)
 
-    def _take(
-        self,
-        progress: list[ActionProgress],
-        drafts: list[Draft],
-        tree: TokenTree,
-        logits: Tensor,
-        state: AcceptanceState,
-    ) -> None:
-        found = self._verify(tree, logits, state)
-        for row, (action, draft) in enumerate(zip(progress, drafts, strict=True)):
-            if not action.done:
-                rows = (found.choices[row], found.drafted_choices[row], found.emitted[row])
-                action.take(draft, int(found.last[row]), *rows)
-
     def _conclude(
         self,
         progress: list[ActionProgress],
@@ -231,17 +207,15 @@ class SpeculativeDecoder:
         claims: list[Proposals],
         memories: list[EpisodeMemory],
         state: AcceptanceState,
-        pictures: Tensor,
+        found: Verification,
     ) -> list[DecodeTrace]:
         """Remember the finished actions, let drafters and placement learn from them, and write their traces."""
-        emitted = torch.tensor([action.bins for action in progress], device=pictures.device)
-        choices = torch.tensor([action.choices for action in progress], device=pictures.device)
-        still = torch.stack([_is_still(m.picture, picture) for m, picture in zip(memories, pictures, strict=True)])
-        forced = self._rule.forced_exact(state).cpu().numpy()
-        state = self._rule.update(state, emitted, emitted - choices, still)
+        emitted = torch.tensor([action.bins for action in progress])
+        choices = torch.tensor([action.choices for action in progress])
+        state = self._rule.update(state, emitted, emitted - choices, torch.from_numpy(found.still).bool())
         for row, (action, context, memory) in enumerate(zip(progress, contexts, memories, strict=True)):
             chosen = np.array(action.choices, np.int64)
-            memory.state, memory.picture = state.row(row), pictures[row]
+            memory.state = state.row(row)
             memory.choices.append(chosen)
             for drafter in self._drafters:
                 drafter.observe(context, chosen)
@@ -249,29 +223,13 @@ class SpeculativeDecoder:
         reasons = self._rule.forced_reasons
         return [
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))
-            for action, row in zip(progress, forced, strict=True)
+            for action, row in zip(progress, found.forced, strict=True)
         ]
 
 
-def _decided(progress: list[ActionProgress], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Decided ids, int64 `[B, 6]`, padded, and their number, int64 `[B]`, as `TargetPasses.extend` takes them."""
-    ids = np.zeros((len(progress), DRAFTED_DIMENSIONS), np.int64)
-    for row, action in zip(ids, progress, strict=True):
-        decided = action.ids[:DRAFTED_DIMENSIONS]
-        row[: len(decided)] = decided
-    counts = np.array([len(action.ids) for action in progress])
-    return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
-
-
-def _picture_features(prompts: PromptBatch) -> Tensor:
-    """Float32 `[B, 16 * width]`: the patches' features, averaged over the cells of a grid of 4 by 4."""
-    patches = prompts.embeddings[:, 1 : 1 + PATCHES].float()  # [B, 256, width]
-    maps = patches.transpose(1, 2).unflatten(2, (_PATCH_GRID, _PATCH_GRID))
-    return functional.avg_pool2d(maps, _PATCH_GRID // _GRID).flatten(1)
-
-
-def _is_still(before: Tensor | None, now: Tensor) -> Tensor:
-    """Bool scalar on the device."""
-    if before is None:
-        return torch.zeros((), dtype=torch.bool, device=now.device)
-    return (now - before).norm() <= STILL_TOLERANCE * before.norm()
+def _take(progress: list[ActionProgress], drafts: list[Draft], found: Verification) -> None:
+    """Let unfinished actions take what came of a pass."""
+    for row, (action, draft) in enumerate(zip(progress, drafts, strict=True)):
+        if not action.done:
+            rows = (found.choices[row], found.drafted_choices[row], found.emitted[row])
+            action.take(draft, int(found.last[row]), *rows)

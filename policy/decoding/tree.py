@@ -7,18 +7,21 @@ of what makes one acceptable or of caches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from policy.decoding.transfer import to_device
 from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 
 # The last dimension is never drafted: once the six before it are accepted, the same pass already tells the target's own
 # choice for it.
 DRAFTED_DIMENSIONS = ACTION_DIMENSIONS - 1
 ROOT = -1
+# Products of the matrix of parents with itself until it reaches 8 generations; a tree has at most 6.
+_DOUBLINGS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Draft:
     start: action dimension of the first drafted token; the tokens before it are known.
     tokens: bin of each node, 0..255. parents: index of each node's parent, ROOT for those that follow the known tokens;
     a parent comes before its children.
-    drafters: who proposed each node.
+    drafters: who proposed each node. depths: the action dimension of each node, which follows from the others.
 
     Raises ValueError for a tree that is none, or that reaches beyond the last dimension that is worth drafting.
     """
@@ -37,6 +40,7 @@ class Draft:
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     drafters: tuple[str, ...] = ()
+    depths: tuple[int, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.tokens) == len(self.parents) == len(self.drafters):
@@ -46,24 +50,19 @@ class Draft:
             )
         if not 0 <= self.start < ACTION_DIMENSIONS:
             raise ValueError(f"start must be an action dimension 0..{ACTION_DIMENSIONS - 1}, got {self.start}")
+        depths: list[int] = []
         for node, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True)):
             if not 0 <= token < ACTION_BINS:
                 raise ValueError(f"node {node} is bin {token}; bins are 0..{ACTION_BINS - 1}")
             if not ROOT <= parent < node:
                 raise ValueError(f"node {node} has parent {parent}; a parent is {ROOT} (root) or an earlier node")
-        if self.tokens and max(self.depths) >= DRAFTED_DIMENSIONS:
+            depths.append(self.start if parent == ROOT else depths[parent] + 1)
+        if depths and max(depths) >= DRAFTED_DIMENSIONS:
             raise ValueError(
-                f"a node drafts dimension {max(self.depths)}; the last that a draft can help with is "
+                f"a node drafts dimension {max(depths)}; the last that a draft can help with is "
                 f"{DRAFTED_DIMENSIONS - 1}"
             )
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """The action dimension of each node."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(self.start if parent == ROOT else depths[parent] + 1)
-        return tuple(depths)
+        object.__setattr__(self, "depths", tuple(depths))
 
     @classmethod
     def chain(cls, start: int, tokens: Sequence[int], drafter: str) -> Draft:
@@ -89,26 +88,39 @@ class TokenTree:
     @classmethod
     def of(cls, drafts: Sequence[Draft], nodes: int, device: torch.device | str = "cpu") -> TokenTree:
         """Lay trees side by side, each padded to `nodes`. Raises ValueError for a tree that has more."""
+        return cls.unpack(to_device(cls.pack(drafts, nodes), device))
+
+    @staticmethod
+    def pack(drafts: Sequence[Draft], nodes: int) -> np.ndarray:
+        """Tokens, parents, depths and validity of trees, int64 `[B, 4, nodes]` on the host. Raises as `of` does."""
         largest = max((len(draft.tokens) for draft in drafts), default=0)
         if largest > nodes:
             raise ValueError(f"a draft has {largest} nodes, the tree has room for {nodes}")
-        shape = (len(drafts), nodes)
-        tokens, depths = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        parents, valid = np.full(shape, ROOT, np.int64), np.zeros(shape, bool)
-        ancestors = np.broadcast_to(np.eye(nodes, dtype=bool), (*shape, nodes)).copy()
-        for row, draft in enumerate(drafts):
+        packed = np.zeros((len(drafts), 4, nodes), np.int64)
+        packed[:, 1] = ROOT
+        for row, draft in zip(packed, drafts, strict=True):
             count = len(draft.tokens)
-            tokens[row, :count], parents[row, :count], depths[row, :count] = draft.tokens, draft.parents, draft.depths
-            valid[row, :count] = True
-            for node, parent in enumerate(draft.parents):
-                if parent != ROOT:
-                    ancestors[row, node] |= ancestors[row, parent]
-        flat = np.concatenate([np.stack([tokens, parents, depths, valid], axis=2), ancestors], axis=2)
-        moved = torch.from_numpy(flat).to(device)  # one copy for all, [B, N, 4 + N]
-        tokens_there, parents_there, depths_there, valid_there = moved[:, :, :4].unbind(dim=2)
-        return cls(tokens_there, parents_there, depths_there, valid_there.bool(), moved[:, :, 4:].bool())
+            if count:
+                row[:3, :count] = draft.tokens, draft.parents, draft.depths
+                row[3, :count] = True
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> TokenTree:
+        """The trees of `pack`, on whatever device it was brought to; without waiting for it."""
+        tokens, parents, depths, valid = packed.unbind(dim=1)
+        return cls(tokens, parents, depths, valid.bool(), _ancestors(parents))
 
     @property
     def nodes(self) -> int:
         """N, padding included."""
         return self.tokens.shape[1]
+
+
+def _ancestors(parents: Tensor) -> Tensor:
+    """Bool `[B, N, N]` for parents int64 `[B, N]`."""
+    nodes = torch.arange(parents.shape[1], device=parents.device)
+    near = ((parents[:, :, None] == nodes) | (nodes[:, None] == nodes)).float()  # the node itself and its parent
+    for _ in range(_DOUBLINGS):  # counts of ways up are small whole numbers, so exact in any precision
+        near = near @ near
+    return near > 0

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Verdict, target_choice
-from policy.decoding.capture import Record, captured
 from policy.decoding.tree import ROOT, TokenTree
 from policy.openvla.config import ACTION_BINS
 
@@ -23,52 +22,53 @@ class Verification:
     """What came of one pass, on the host.
 
     last: int64 `[B]`, the last node of the accepted path, ROOT where nothing was accepted.
+    still: int64 `[B]`, whether the picture is that of the action before.
     choices: int64 `[B, 1 + N]`, the target's own next token id after the known tokens and after each node.
     drafted_choices: int64 `[B, 1 + N]`, the same as bins, the best of the action bins where the choice is none.
     emitted: int64 `[B, N]`, the bin that the rule emits for each node.
+    forced: int64 `[B, reasons]`, why the rule decodes exactly, see `AcceptanceRule.forced_exact`.
     """
 
     last: np.ndarray
+    still: np.ndarray
     choices: np.ndarray
     drafted_choices: np.ndarray
     emitted: np.ndarray
+    forced: np.ndarray
+
+    @classmethod
+    def unpack(cls, packed: np.ndarray, nodes: int) -> Verification:
+        """From what `judge` gives for a tree of so many nodes."""
+        columns = np.split(packed, np.cumsum([2, 1 + nodes, 1 + nodes, nodes]), axis=1)
+        return cls(columns[0][:, 0], columns[0][:, 1], *columns[1:])
 
 
-class Verifier:
-    """Judges trees by a rule.
+def judge(
+    rule: AcceptanceRule,
+    action_vocabulary: int,
+    tree: TokenTree,
+    logits: Tensor,
+    state: AcceptanceState,
+    still: Tensor,
+) -> Tensor:
+    """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
 
-    record: how judging is recorded to be one launch instead of some forty; it runs launch by launch unless given.
+    Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
+    that id, so it is left to the target. still: bool `[B]`, for the host to know.
+    Returns what a verification holds, side by side, since each copy to the host waits for the device: int64
+    `[B, 4 + 3 * N + reasons]`.
     """
-
-    def __init__(self, rule: AcceptanceRule, action_vocabulary: int, record: Record | None = None) -> None:
-        self._rule = rule
-        self._end = action_vocabulary
-        self._judged = captured(self._judge, record)
-
-    def __call__(self, tree: TokenTree, logits: Tensor, state: AcceptanceState) -> Verification:
-        """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
-
-        Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
-        that id, so it is left to the target.
-        """
-        remembered = (state.signed_error, state.previous, state.repeats)
-        laid = (tree.tokens, tree.parents, tree.depths, tree.valid, tree.ancestors)
-        # One copy for all, since each waits for the device.
-        packed = self._judged((logits, *laid, *remembered)).cpu().numpy()
-        last, choices, best_bins, emitted = np.split(packed, np.cumsum([1, *[1 + tree.nodes] * 2]), axis=1)
-        return Verification(last[:, 0], choices, best_bins, emitted)
-
-    def _judge(self, logits: Tensor, *tensors: Tensor) -> Tensor:
-        """What a verification holds, side by side: int64 `[B, 3 + 3 * N]`."""
-        tree, state = TokenTree(*tensors[:5]), AcceptanceState(*tensors[5:])
-        choices = logits.argmax(dim=-1)  # [B, 1 + N]
-        of_bins = logits[:, :, self._end - ACTION_BINS : self._end].flip(-1)  # ids count down, bins up
-        parents = tree.parents - ROOT  # the root is the first row
-        of_parents = of_bins.gather(1, parents[:, :, None].expand(-1, -1, ACTION_BINS))
-        verdict = self._rule.accept(tree, of_parents, tree.depths, state)
-        is_action = (choices >= self._end - ACTION_BINS) & (choices < self._end)
-        last = longest_path(tree, verdict, is_action.gather(1, parents))
-        return torch.cat([last[:, None], choices, target_choice(of_bins), verdict.emitted], dim=1)
+    choices = logits.argmax(dim=-1)  # [B, 1 + N]
+    first = action_vocabulary - ACTION_BINS
+    of_bins = logits[:, :, first:action_vocabulary].flip(-1)  # ids count down, bins up
+    parents = tree.parents - ROOT  # the root is the first row
+    of_parents = of_bins.gather(1, parents[:, :, None].expand(-1, -1, ACTION_BINS))
+    verdict = rule.accept(tree, of_parents, tree.depths, state)
+    is_action = (choices >= first) & (choices < action_vocabulary)
+    last = longest_path(tree, verdict, is_action.gather(1, parents))
+    ends = torch.stack([last, still.long()], dim=1)
+    forced = rule.forced_exact(state).long()
+    return torch.cat([ends, choices, target_choice(of_bins), verdict.emitted, forced], dim=1)
 
 
 def longest_path(tree: TokenTree, verdict: Verdict, allowed: Tensor) -> Tensor:

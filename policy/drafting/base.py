@@ -27,8 +27,7 @@ class DraftContext:
 
     instruction_key: equal for equal prompts. history: int64 `[T, 7]`, bins of the episode's actions so far, oldest
     first. known: bins of this action that are decided already, so the draft starts at dimension `len(known)`.
-    features: float32 `[features]`, the picture's projected patches, averaged over cells; None unless a drafter needs
-    it.
+    features: float32 `[64]`, a sketch of the picture, see `policy.decoding.pictures`; None unless a drafter needs it.
     """
 
     instruction_key: int

@@ -1,17 +1,17 @@
 """Drafts what the target chose when things last looked like this, in this episode or an earlier one.
 
 Knows an index of moments that grows with every action and forgets the oldest. Knows no network: pictures come as
-features, and only a random projection of them is kept (Johnson and Lindenstrauss 1984: distances survive it).
+sketches.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from policy.decoding.pictures import SKETCHED
 from policy.drafting.base import DraftContext
 from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 
-PROJECTED = 64
 # How much the previous action counts beside the picture: differing by 16 bins in each dimension weighs as much as
 # pictures do whose features differ by their own length.
 _BINS_AS_FAR_AS_ANOTHER_PICTURE = 16.0
@@ -30,18 +30,17 @@ class Retrieval:
 
     def __init__(self, capacity: int = 4096) -> None:
         self._instructions = np.zeros(capacity, np.int64)
-        self._pictures = np.zeros((capacity, PROJECTED), np.float32)
+        self._pictures = np.zeros((capacity, SKETCHED), np.float32)
         self._previous = np.zeros((capacity, ACTION_DIMENSIONS), np.float32)
         self._actions = np.zeros((capacity, ACTION_DIMENSIONS), np.int64)
         self._count = 0
-        self._projection: np.ndarray | None = None
 
     def propose(self, context: DraftContext) -> np.ndarray | None:
         held = min(self._count, len(self._actions))
         rows = np.flatnonzero(self._instructions[:held] == context.instruction_key)
         if not len(rows):
             return None
-        pictures = np.linalg.norm(self._pictures[rows] - self._project(context), axis=1)
+        pictures = np.linalg.norm(self._pictures[rows] - _sketch(context), axis=1)
         moved = np.abs(self._previous[rows] - _previous(context)).mean(axis=1)
         known = np.array(context.known, np.int64)
         missed = np.abs(self._actions[rows, : len(known)] - known).sum(axis=1)
@@ -51,19 +50,15 @@ class Retrieval:
     def observe(self, context: DraftContext, action: np.ndarray) -> None:
         row = self._count % len(self._actions)
         self._instructions[row] = context.instruction_key
-        self._pictures[row] = self._project(context)
+        self._pictures[row] = _sketch(context)
         self._previous[row] = _previous(context)
         self._actions[row] = action
         self._count += 1
 
-    def _project(self, context: DraftContext) -> np.ndarray:
-        """Features of length one, projected: float32 `[64]`."""
-        assert context.features is not None
-        if self._projection is None:
-            size = (len(context.features), PROJECTED)
-            normal = np.random.default_rng(0).standard_normal(size, np.float32)
-            self._projection = normal / np.float32(np.sqrt(PROJECTED))
-        return context.features / max(float(np.linalg.norm(context.features)), 1e-6) @ self._projection
+
+def _sketch(context: DraftContext) -> np.ndarray:
+    assert context.features is not None, "whoever needs features is given them"
+    return context.features
 
 
 def _previous(context: DraftContext) -> np.ndarray:

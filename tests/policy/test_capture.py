@@ -76,7 +76,7 @@ def steps() -> list[tuple[Tensor, list[list[int]]]]:
 @pytest.mark.parametrize("kind", ["autoregressive", "speculative"])
 def test_decoding_with_replayed_passes_gives_the_same_tokens(small_model: OpenVLA, steps, kind: str):
     def tokens(model: OpenVLA, record: HandRecorder | None = None) -> list[np.ndarray]:
-        plain, rule = AutoregressiveDecoder(model), make_rule("exact", {}, STATISTICS)
+        plain, rule = AutoregressiveDecoder(model, record), make_rule("exact", {}, STATISTICS)
         decoder = plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, record=record)
         found = []
         for pixels, prompts in steps:
@@ -105,7 +105,7 @@ def test_graphs_on_a_gpu():
 def test_after_a_rehearsal_nothing_is_recorded(small_model: OpenVLA, steps, kind: str):
     model, recorder = copy.deepcopy(small_model), HandRecorder()
     capture_passes(model, recorder)
-    plain, rule = AutoregressiveDecoder(model), make_rule("exact", {}, STATISTICS)
+    plain, rule = AutoregressiveDecoder(model, recorder), make_rule("exact", {}, STATISTICS)
     decoder = (
         plain if kind == "autoregressive" else SpeculativeDecoder(model, rule, [PreviousAction()], record=recorder)
     )

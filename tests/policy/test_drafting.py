@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from policy.decoding.pictures import SKETCHED, Sketcher
 from policy.decoding.tree import ROOT
 from policy.drafting.base import DraftContext
 from policy.drafting.dataset import DatasetMean
@@ -77,13 +79,19 @@ def test_first_action_is_the_data_sets_mean() -> None:
     assert DatasetMean(statistics).propose(DraftContext(0, history(1))) is None
 
 
+def alike_pictures(random: np.random.Generator) -> np.ndarray:
+    """Sketches of three pictures and of one that is nearly the second."""
+    pictures = random.normal(size=(4, 500)).astype(np.float32)
+    pictures[3] = pictures[1] + 0.1 * pictures[3]
+    return Sketcher(500, "cpu")(torch.from_numpy(pictures)).numpy()
+
+
 def test_retrieval_finds_the_moment_that_looked_alike() -> None:
     random = np.random.default_rng(0)
-    drafter, pictures = Retrieval(capacity=8), random.normal(size=(3, 500)).astype(np.float32)
+    drafter, (*pictures, nearly) = Retrieval(capacity=8), alike_pictures(random)
     assert drafter.propose(DraftContext(1, NOTHING, features=pictures[0])) is None
     for number, picture in enumerate(pictures):
         drafter.observe(DraftContext(1, history(50), features=picture), np.full(7, 10 * number))
-    nearly = pictures[1] + 0.1 * random.normal(size=500).astype(np.float32)
     assert drafter.propose(DraftContext(1, history(50), features=nearly)).tolist() == [10] * 7
     assert drafter.propose(DraftContext(1, history(50), known=(20, 20), features=nearly)).tolist() == [20] * 7
     assert drafter.propose(DraftContext(2, history(50), features=nearly)) is None
@@ -93,7 +101,7 @@ def test_retrieval_finds_the_moment_that_looked_alike() -> None:
 
 
 def test_retrieval_tells_alike_pictures_apart_by_the_action_before() -> None:
-    drafter, picture = Retrieval(), np.ones(100, np.float32)
+    drafter, picture = Retrieval(), np.ones(SKETCHED, np.float32)
     for before, action in ((10, 1), (200, 2)):
         drafter.observe(DraftContext(1, history(before), features=picture), np.full(7, action))
     assert drafter.propose(DraftContext(1, history(190), features=picture)).tolist() == [2] * 7

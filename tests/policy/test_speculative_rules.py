@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mock_target import ACTION_VOCABULARY, MockTarget
 from random_trees import drafts
 
-from policy.decoding import speculative
+from policy.decoding import judged_passes
 from policy.decoding.acceptance import make_rule
 from policy.decoding.speculative import SpeculativeDecoder
 from policy.decoding.stopwatch import Stopwatch
@@ -99,7 +99,7 @@ def test_whatever_is_drafted(
     monkeypatch: pytest.MonkeyPatch, data: st.DataObject, seed: int, rule: tuple[str, dict], tail: str, strays: float
 ) -> None:
     target = MockTarget(seed, strays)
-    monkeypatch.setattr(speculative, "TargetPasses", target.passes)
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
     decoder = decoder_for(target, rule, drafters=[Somebody()], placement=AnyTrees(data), tail=tail)
     for _ in range(2):
         target.forwards = 0
@@ -137,7 +137,7 @@ def test_empty_wrong_and_right_drafts(
     before, so what it says after wrong ones helps no tail.
     """
     target = MockTarget(5)
-    monkeypatch.setattr(speculative, "TargetPasses", target.passes)
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
     answer = None if shift is None else (bins_of(target.greedy(0)) + shift) % 256
     decoder = decoder_for(
         target, ("exact", {}), drafters=[Somebody(lambda context: answer)], placement=Chains(), tail=tail
@@ -154,7 +154,7 @@ def test_jacobi_goes_on_from_what_refused_drafts_told(monkeypatch: pytest.Monkey
     target = MockTarget(8)
     remembering = target.logits
     target.logits = lambda row, prefix: remembering(row, (len(prefix), *prefix[1:]))  # type: ignore[method-assign]
-    monkeypatch.setattr(speculative, "TargetPasses", target.passes)
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
     drafted = bins_of(target.greedy(0))
     drafted[0] = (drafted[0] + 50) % 256
     decoder = decoder_for(target, ("exact", {}), drafters=[Somebody(lambda context: drafted)], tail="jacobi")
@@ -167,7 +167,7 @@ def test_jacobi_goes_on_from_what_refused_drafts_told(monkeypatch: pytest.Monkey
 def test_corrected_tokens_are_what_later_passes_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a pass that emitted other tokens than were drafted, the next is conditioned on the emitted ones."""
     target = MockTarget(3)
-    monkeypatch.setattr(speculative, "TargetPasses", target.passes)
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
     first = bins_of(target.greedy(0))[0]
     near = np.array([min(first + 5, 255), *[0] * 6])
     drafter = Somebody(lambda context: near)
@@ -183,7 +183,7 @@ def test_corrected_tokens_are_what_later_passes_read(monkeypatch: pytest.MonkeyP
 
 def test_history_is_the_targets_choice_and_ends_with_the_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     target = MockTarget(3)
-    monkeypatch.setattr(speculative, "TargetPasses", target.passes)
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
     seen: list[list[list[int]]] = []
 
     def answer(context: DraftContext) -> np.ndarray:

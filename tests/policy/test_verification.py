@@ -11,7 +11,7 @@ from random_trees import drafts
 from policy.decoding.acceptance.base import AcceptanceState, Verdict
 from policy.decoding.acceptance.exact import Exact
 from policy.decoding.tree import ROOT, Draft, TokenTree
-from policy.decoding.verification import Verifier, longest_path
+from policy.decoding.verification import Verification, judge, longest_path
 
 VOCABULARY, ACTION_VOCABULARY = 300, 290
 
@@ -50,15 +50,21 @@ def test_the_longest_path_and_then_the_closest(data: st.DataObject) -> None:
         assert (length, -summed) == best_by_trying(draft, stands, distance[row].tolist())
 
 
+def judged(tree: TokenTree, logits: torch.Tensor) -> Verification:
+    still = torch.tensor([False])
+    packed = judge(Exact(), ACTION_VOCABULARY, tree, logits, AcceptanceState.fresh(1), still)
+    return Verification.unpack(packed.numpy(), tree.nodes)
+
+
 def test_nothing_is_accepted_where_the_target_would_leave_the_action_tokens() -> None:
     tree = TokenTree.of([Draft.chain(0, [10, 20], "a")], nodes=2)
     logits = torch.zeros(1, 3, VOCABULARY)
     logits[0, 0, ACTION_VOCABULARY - 1 - 10] = 5.0
     logits[0, 1, ACTION_VOCABULARY - 1 - 20] = 5.0
-    found = Verifier(Exact(), ACTION_VOCABULARY)(tree, logits, AcceptanceState.fresh(1))
+    found = judged(tree, logits)
     assert found.last.tolist() == [1]
     logits[0, 1, 2] = 6.0  # an id outside of the action range is the largest of all
-    found = Verifier(Exact(), ACTION_VOCABULARY)(tree, logits, AcceptanceState.fresh(1))
+    found = judged(tree, logits)
     assert found.last.tolist() == [0]
     assert found.choices[0, 1] == 2
     assert found.drafted_choices[0, 1] == 20
@@ -66,10 +72,10 @@ def test_nothing_is_accepted_where_the_target_would_leave_the_action_tokens() ->
 
 def test_of_equal_logits_the_lowest_id_is_chosen_everywhere() -> None:
     tree = TokenTree.of([Draft.chain(0, [77], "a")], nodes=1)
-    found = Verifier(Exact(), ACTION_VOCABULARY)(tree, torch.ones(1, 2, ACTION_VOCABULARY), AcceptanceState.fresh(1))
+    found = judged(tree, torch.ones(1, 2, ACTION_VOCABULARY))
     assert found.choices.tolist() == [[0, 0]]  # no action id, so nothing can be accepted
     logits = torch.zeros(1, 2, ACTION_VOCABULARY)
     logits[:, :, 100:103] = 1.0
-    found = Verifier(Exact(), ACTION_VOCABULARY)(tree, logits, AcceptanceState.fresh(1))
+    found = judged(tree, logits)
     assert found.choices.tolist() == [[100, 100]]
     assert found.drafted_choices.tolist() == [[ACTION_VOCABULARY - 1 - 100] * 2]

@@ -3,7 +3,8 @@
 Knows the shapes and what is remembered of an episode. Each rule has a file of its own.
 
 Everything is in action bins (0..255, ascending in value), and everything is a tensor on the model's device: a rule is
-asked between two forward passes, so it neither loops over nodes nor waits for the device.
+asked between two forward passes, so it neither loops over nodes nor waits for the device. Only `update` comes after the
+action, where the host is: its tensors are on the host.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class AcceptanceRule(ABC):
         return torch.zeros(len(state.repeats), len(self.forced_reasons), dtype=torch.bool, device=state.repeats.device)
 
     def update(self, state: AcceptanceState, emitted: Tensor, deviation: Tensor, still: Tensor) -> AcceptanceState:
-        """The state after an action; unchanged by rules that remember nothing.
+        """The state after an action, all on the host; unchanged by rules that remember nothing.
 
         emitted: int64 `[B, 7]`, its bins. deviation: int64 `[B, 7]`, emitted minus the target's own choice, in bins.
         still: bool `[B]`, whether the picture is the same as before the previous action.
