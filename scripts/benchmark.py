@@ -16,7 +16,7 @@ import json
 import sys
 import time
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from policy.acceleration.plan import AS_LOADED, Acceleration, Attention
+from policy.acceleration.plan import AS_LOADED, Acceleration, Attention, Kernels, Precision
 from policy.benchmark.control_steps import STAGES, Steps, compared, measure_steps, row_of
 from policy.benchmark.cost import Machine, StepCost
 from policy.benchmark.machine import measure_machine
@@ -51,14 +51,16 @@ COLUMNS = (
 
 def arrangements(chosen: Namespace) -> dict[str, Arrangement]:
     """The table's rows by name, from the baseline to the fastest."""
-    fast = Acceleration(compiled=chosen.compiled, attention=chosen.attention)
-    float8 = Acceleration(compiled=chosen.compiled, attention=chosen.attention, precision="fp8")
+    fast = Acceleration(compiled=chosen.compiled, attention=chosen.attention, kernels=chosen.kernels)
+    int8, float8 = replace(fast, precision="int8"), replace(fast, precision="fp8")
     rows = (
         Arrangement(EAGER, TRANSFORMERS, AS_LOADED, capture=False),
         Arrangement("plain eager", "autoregressive", AS_LOADED, capture=False),
         Arrangement(GRAPHS, "autoregressive", fast),
         Arrangement("exact", "exact", fast),
         Arrangement("relaxed", "default", fast),
+        Arrangement("int8 autoregressive", "autoregressive", int8),
+        Arrangement("int8 relaxed", "default", int8),
         Arrangement("fp8 autoregressive", "autoregressive", float8),
         Arrangement("fp8 relaxed", "default", float8),
     )
@@ -76,6 +78,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--rows", nargs="*", type=str, default=None, help="rows to measure, all unless given")
     parser.add_argument("--passes", nargs="*", type=str, default=[], help='single passes to time by name, or "all"')
     parser.add_argument("--compiled", type=bool, default=False, help="compile blocks in the rows with graphs")
+    parser.add_argument("--kernels", type=Kernels, default="torch", help="of short passes in the rows with graphs")
     parser.add_argument("--attention", type=Attention, default="auto", help="kernel in the rows with graphs")
     parser.add_argument("--episodes", type=int, default=5, help="demonstrations to use, the first for warming")
     parser.add_argument("--steps", type=int, default=80, help="most frames of each")
@@ -167,7 +170,7 @@ class Benchmark:
         self._console.print(table_of(table))
 
     def _row(self, arrangement: Arrangement, found: Steps, steps: dict[str, Steps]) -> dict[str, Any]:
-        row = row_of(found, self._machine, self._cost(arrangement.acceleration.precision == "fp8"))
+        row = row_of(found, self._machine, self._cost(arrangement.acceleration.precision))
         for name, column in ((EAGER, "speedup_over_eager"), (GRAPHS, "speedup_over_graph_ar")):
             reference = steps.get(name)
             mean = sum(reference.milliseconds) / len(reference.milliseconds) if reference else None
@@ -189,6 +192,7 @@ class Benchmark:
             "exact_mean_ms": ("exact", "mean_ms"),
             "relaxed_mean_ms": ("relaxed", "mean_ms"),
             "relaxed_median_ms": ("relaxed", "p50_ms"),
+            "int8_relaxed_mean_ms": ("int8 relaxed", "mean_ms"),
             "fp8_relaxed_mean_ms": ("fp8 relaxed", "mean_ms"),
         }
         found = {key: by_name.get(name, {}).get(column) for key, (name, column) in wanted.items()}
@@ -200,10 +204,10 @@ class Benchmark:
         return found | bounds | machine
 
     def _bound(self, passes: int) -> float:
-        return self._cost(float8=False).bound_ms(self._machine, passes)
+        return self._cost("full").bound_ms(self._machine, passes)
 
-    def _cost(self, float8: bool) -> StepCost:
-        return StepCost(self._config, self._prompt, self._subject.dtype.itemsize, float8)
+    def _cost(self, precision: Precision) -> StepCost:
+        return StepCost(self._config, self._prompt, self._subject.dtype.itemsize, precision)
 
     def _measured_machine(self) -> Machine:
         if (kept := self._kept("machine", {})) is None:

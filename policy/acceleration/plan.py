@@ -6,6 +6,7 @@ of `policy.decoding.capture`, which comes after.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -15,10 +16,13 @@ from torch.nn.attention import SDPBackend
 
 from policy.acceleration.float8 import Float8Linear, check_hardware
 from policy.acceleration.fused_language import FusedLanguageModel, FusedLayer
+from policy.acceleration.int8 import Int8Linear
+from policy.acceleration.products import SkinnyLinear, check_kernels
 from policy.openvla.model import OpenVLA
 from policy.openvla.vision import VisionBackbone
 
-Precision = Literal["full", "fp8"]
+Precision = Literal["full", "int8", "fp8"]
+Kernels = Literal["torch", "skinny"]
 Attention = Literal["auto", "math", "efficient", "cudnn"]
 
 _BACKENDS = {
@@ -38,8 +42,10 @@ class Acceleration:
     joined: joined projections in the language model. parallel_towers: both vision towers at once, on a GPU.
     compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. tuned: also
     try kernels for every matrix product, for each length anew; only for passes whose lengths are few. attention:
-    the language model's kernel, PyTorch's choice unless named. precision: "fp8" for 8-bit matrix products in the
-    language model's layers. What changes its layers (the last three) needs them joined.
+    the language model's kernel, PyTorch's choice unless named. kernels: "skinny" for a kernel of our own in the
+    language model's products of few rows, on a GPU. precision: of the language model's layers; "int8" for weights of 8
+    bits, which that kernel multiplies whatever the rows; "fp8" for products of 8-bit floating-point numbers, inputs
+    rounded, too. What changes the language model's layers needs them joined.
     """
 
     joined: bool = True
@@ -47,16 +53,18 @@ class Acceleration:
     compiled: bool = False
     tuned: bool = False
     attention: Attention = "auto"
+    kernels: Kernels = "torch"
     precision: Precision = "full"
 
     def __post_init__(self) -> None:
-        for name, choices in (("attention", get_args(Attention)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        for name, kind in (("attention", Attention), ("kernels", Kernels), ("precision", Precision)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(kind))}")
         if self.tuned and not self.compiled:
             raise ValueError("kernels are tuned by the compiler; set compiled, too")
-        if not self.joined and (self.compiled or self.attention != "auto" or self.precision != "full"):
-            raise ValueError("compiled layers, another attention and fp8 need joined projections; leave joined true")
+        chosen = (self.attention, self.kernels, self.precision)
+        if not self.joined and (self.compiled or chosen != ("auto", "torch", "full")):
+            raise ValueError("compiled layers, other kernels and 8 bits need joined projections; leave joined true")
 
 
 AS_LOADED = Acceleration(joined=False, parallel_towers=False)
@@ -64,6 +72,8 @@ PRESETS = {
     "none": AS_LOADED,
     "joined": Acceleration(),
     "compiled": Acceleration(compiled=True),
+    "skinny": Acceleration(compiled=True, kernels="skinny"),
+    "int8": Acceleration(compiled=True, precision="int8"),
     "fp8": Acceleration(compiled=True, precision="fp8"),
 }
 
@@ -78,25 +88,34 @@ def preset(name: str) -> Acceleration:
 def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     """Arrange the model in place, for inference only; before graphs are recorded.
 
-    Raises ValueError for a precision that the model's device or sizes do not allow.
+    Raises ValueError for kernels and a precision that the model's device or sizes do not allow.
     """
     if plan.precision == "fp8":
         check_hardware(model.device)
+    if plan.kernels == "skinny" or plan.precision == "int8":
+        check_kernels(model.device)
     if plan.joined:
         model.language_model = FusedLanguageModel(model.language_model, _BACKENDS[plan.attention])
-    if plan.precision == "fp8":
+    if kind := _product_kind(plan):
         for layer in model.language_model.model.layers:
-            _to_float8(layer)
+            _replace_products(layer, kind)
     if plan.parallel_towers and model.device.type == "cuda":
         _run_towers_at_once(model.vision_backbone)
     if plan.compiled:
         _compile_blocks(model, plan.tuned)
 
 
-def _to_float8(layer: nn.Module) -> None:
+def _product_kind(plan: Acceleration) -> Callable[[nn.Linear], nn.Module] | None:
+    """What takes the place of the language model's linear layers, if anything."""
+    if plan.precision != "full":
+        return {"int8": Int8Linear, "fp8": Float8Linear}[plan.precision]
+    return SkinnyLinear if plan.kernels == "skinny" else None
+
+
+def _replace_products(layer: nn.Module, kind: Callable[[nn.Linear], nn.Module]) -> None:
     for name, child in list(layer.named_children()):
         if isinstance(child, nn.Linear):
-            setattr(layer, name, Float8Linear(child))
+            setattr(layer, name, kind(child))
 
 
 def _run_towers_at_once(backbone: VisionBackbone) -> None:

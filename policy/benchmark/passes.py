@@ -37,6 +37,10 @@ ARRANGEMENTS: dict[str, tuple[Acceleration, bool]] = {
     "compiled, math attention": (Acceleration(compiled=True, attention="math"), True),
     "compiled, cudnn attention": (Acceleration(compiled=True, attention="cudnn"), True),
     "compiled, tuned": (Acceleration(compiled=True, tuned=True), True),
+    "skinny": (Acceleration(kernels="skinny"), True),
+    "skinny, compiled": (Acceleration(compiled=True, kernels="skinny"), True),
+    "int8": (Acceleration(precision="int8"), True),
+    "int8, compiled": (Acceleration(compiled=True, precision="int8"), True),
     "fp8": (Acceleration(precision="fp8"), True),
     "fp8, compiled": (Acceleration(compiled=True, precision="fp8"), True),
 }
@@ -81,9 +85,10 @@ def measure_passes(
         times |= {stage: median_ms(work, device, in_a_row=in_a_row) for stage, work in heads.items()}
     except Exception as error:  # compilers and kernels fail in many ways; the next arrangement may work
         return {"arrangement": name, "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
-    cost = StepCost(config, prompt, dtype.itemsize, plan.precision == "fp8")
+    cost = StepCost(config, prompt, dtype.itemsize, plan.precision)
     bounds = {"vision": machine.milliseconds(cost.vision())} | {
-        stage: machine.milliseconds(cost.language(rows), cost.float8) for stage, rows in _pass_rows(prompt).items()
+        stage: machine.milliseconds(cost.language(rows), plan.precision == "fp8")
+        for stage, rows in _pass_rows(prompt).items()
     }
     row: dict[str, Any] = {"arrangement": name} | {f"{stage}_ms": milliseconds for stage, milliseconds in times.items()}
     row |= {f"{stage}_percent_of_bound": 100 * bounds[stage] / times[stage] for stage in bounds}

@@ -106,14 +106,14 @@ def test_layers_can_be_compiled_whole_and_open_in_length(small_model: OpenVLA, m
 
 
 def test_measures_that_need_joined_layers_say_so() -> None:
-    for change in ({"compiled": True}, {"attention": "math"}, {"precision": "fp8"}):
+    for change in ({"compiled": True}, {"attention": "math"}, {"kernels": "skinny"}, {"precision": "int8"}):
         with pytest.raises(ValueError, match="need joined projections"):
             replace(AS_LOADED, **change)
     with pytest.raises(ValueError, match="set compiled, too"):
         Acceleration(tuned=True)
-    with pytest.raises(ValueError, match="'fp4'; it must be one of full, fp8"):
+    with pytest.raises(ValueError, match="'fp4'; it must be one of full, int8, fp8"):
         Acceleration(precision="fp4")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="'fast'; it must be one of none, joined, compiled, fp8"):
+    with pytest.raises(ValueError, match="'fast'; it must be one of none, joined, compiled, skinny, int8, fp8"):
         preset("fast")
 
 
@@ -145,6 +145,13 @@ def test_eight_bits_in_all_layers_stay_near(small_model: OpenVLA) -> None:
     (want, _), (got, _) = tree_pass(small_model), tree_pass(arranged(small_model, Acceleration(precision="fp8")))
     error = (got - want).norm() / want.norm()
     assert 1e-3 < error < 0.2
+
+
+@torch.inference_mode()
+def test_eight_bit_weights_alone_stay_several_times_nearer(small_model: OpenVLA) -> None:
+    want, _ = tree_pass(small_model)
+    int8, fp8 = (tree_pass(arranged(small_model, Acceleration(precision=p)))[0] for p in ("int8", "fp8"))
+    assert 0 < (int8 - want).norm() < (fp8 - want).norm() / 2
 
 
 def test_eight_bit_products_refuse_what_hardware_cannot_do(monkeypatch) -> None:

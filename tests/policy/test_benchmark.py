@@ -43,7 +43,7 @@ def test_cost_of_the_published_sizes() -> None:
     attention = 4 * 256**2 * (23 * 1024 + 26 * 1152)
     expected = 2 * 256 * (vision_weights + projector_weights) + attention
     assert cost.vision().operations == pytest.approx(expected, rel=0.02)
-    assert StepCost(cost.config, 290, float8=True).language(1).bytes == pytest.approx(6.74e9, rel=0.01)
+    assert StepCost(cost.config, 290, precision="fp8").language(1).bytes == pytest.approx(6.74e9, rel=0.01)
 
 
 def test_a_pass_takes_the_longer_of_computing_and_reading() -> None:

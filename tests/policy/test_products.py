@@ -1,0 +1,124 @@
+"""Matrix products of our own give what PyTorch's do, at all sizes.
+
+Without a GPU, the kernel is run by Triton's interpreter where Triton is installed and asked for it:
+`TRITON_INTERPRET=1 pytest tests/policy/test_products.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from policy.acceleration import products
+from policy.acceleration.int8 import Int8Linear, quantise_rows
+from policy.acceleration.products import SHORT, SkinnyLinear, check_kernels, product
+
+CUDA = torch.cuda.is_available()
+# The interpreter has no bfloat16.
+DEVICE, DTYPE = (torch.device("cuda"), torch.bfloat16) if CUDA else (torch.device("cpu"), torch.float16)
+ROUNDING = 4e-3 if CUDA else 4e-4
+
+
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@pytest.fixture
+def multiply() -> Multiply:
+    pytest.importorskip("triton")
+    if not CUDA and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs a GPU or TRITON_INTERPRET=1")
+    from policy.acceleration.product_kernel import multiply
+
+    return multiply
+
+
+def numbers(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(DEVICE, DTYPE)
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "columns"),
+    [(1, 64, 256), (14, 80, 344), (33, 96, 688), (65, 40, 64), (290, 160, 112)],
+    ids=str,
+)
+def test_products_of_all_sizes(multiply: Multiply, rows: int, outputs: int, columns: int) -> None:
+    """Also where rows, outputs and columns fill no tile."""
+    x, weight = numbers(rows, columns), numbers(outputs, columns)
+    assert error(multiply(x, weight, None), x.double() @ weight.double().t()) < ROUNDING
+    whole, scale = quantise_rows(weight)
+    exact = x.double() @ (whole.double() * scale[:, None]).t()
+    assert error(multiply(x, whole, scale), exact) < ROUNDING
+
+
+def test_rows_may_lie_apart_and_do_not_touch_each_other(multiply: Multiply) -> None:
+    spread, weight = numbers(14, 2, 256), numbers(64, 256)
+    alone = multiply(spread[:, 1].contiguous(), weight, None)
+    assert torch.equal(multiply(spread[:, 1], weight, None), alone)
+    spread[3:] = float("nan")
+    assert torch.equal(multiply(spread[:, 1], weight, None)[:3], alone[:3])
+
+
+def test_rounding_to_whole_numbers_is_off_by_half_a_step_at_most() -> None:
+    x = torch.tensor([[127.0, -1.0, 0.4, 63.6], [0.001, 0.002, -0.004, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    whole, scale = quantise_rows(x)
+    assert whole[0].tolist() == [127, -1, 0, 64]
+    assert whole[2].tolist() == [0] * 4
+    assert ((whole * scale[:, None] - x).abs() <= scale[:, None] / 2).all()
+
+
+@torch.inference_mode()
+def test_layers_give_what_the_plain_one_does() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(256, 96, bias=False)
+    for shape in ((1, 1, 256), (2, 20, 256), (1, SHORT + 1, 256)):
+        x = torch.randn(shape)
+        assert torch.equal(SkinnyLinear(layer)(x), layer(x))
+        found = Int8Linear(layer)(x)
+        assert found.shape == layer(x).shape
+        assert 1e-4 < error(found, layer(x).double()) < 0.02
+
+
+def test_the_compiler_knows_the_shape_of_a_product() -> None:
+    x, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((14, 256), (96, 256)))
+    found = product(x, weight, None)
+    assert (found.shape, found.dtype, found.device.type) == ((14, 96), torch.bfloat16, "meta")
+
+
+def test_kernels_refuse_what_they_cannot_run_on(monkeypatch) -> None:
+    check_kernels(torch.device("cpu"))
+    monkeypatch.setattr(products, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="install the package triton, or use the kernels 'torch'"):
+        check_kernels(torch.device("cuda"))
+    monkeypatch.setattr(products, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    with pytest.raises(ValueError, match=r"8\.0 or later .* and T4 has 7\.5; use the kernels 'torch'"):
+        check_kernels(torch.device("cuda"))
+
+
+@pytest.mark.skipif(not CUDA, reason="needs a GPU")
+@torch.inference_mode()
+def test_layers_in_a_graph_on_a_gpu() -> None:
+    """Replayed with other inputs; twice the same numbers to the last bit."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4096, 1024, bias=False).to(DEVICE, DTYPE)
+    for kind in (SkinnyLinear, Int8Linear):
+        arranged, x = kind(layer), numbers(14, 4096)
+        arranged(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = arranged(x)
+        x.normal_()
+        graph.replay()
+        first = y.clone()
+        graph.replay()
+        assert torch.equal(first, y)
+        assert error(y, x.double() @ layer.weight.double().t()) < 0.02
