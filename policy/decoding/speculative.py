@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,15 @@ Proposals = dict[str, np.ndarray]
 
 # Trees of one batch share a width, a multiple of this.
 _WIDTHS = 8
+
+
+class _Lesson(NamedTuple):
+    """An action that is over: what was known before, what the target chose, bins int64 `[7]`, and what was proposed."""
+
+    context: DraftContext
+    chosen: np.ndarray
+    proposals: Proposals
+    claims: Proposals
 
 
 class SpeculativeDecoder:
@@ -74,6 +83,7 @@ class SpeculativeDecoder:
         self._head = head
         self._looking: tuple[Sight | None, dict[str, Pending]] = (None, {})
         self._memories: dict[str, EpisodeMemory] = {}
+        self._lessons: list[_Lesson] = []
         sketches = any(drafter.needs_features for drafter in self._drafters)
         self._passes = JudgedPasses(model, rule, self._most_nodes, sketches, head is not None, record)
 
@@ -119,7 +129,9 @@ class SpeculativeDecoder:
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
         memories = [self._memories.setdefault(name, EpisodeMemory()) for name in sessions]
         desk = self._passes.lay(prompts, [memory.picture for memory in memories])
-        contexts = self._contexts(prompts, memories, self._passes.look(desk))
+        sketches = self._passes.look(desk)
+        self._study()
+        contexts = self._contexts(prompts, memories, sketches)
         proposals = [self._propose(context) for context in contexts]
         claims = self._seen(prompts)
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
@@ -141,6 +153,14 @@ class SpeculativeDecoder:
             memory.picture = picture
         stopwatch.lap("decode")
         return torch.tensor([action.ids for action in progress]), traces
+
+    def _study(self) -> None:
+        """Let drafters and placement learn from the last actions, now that the robot has them and a GPU is busy."""
+        for lesson in self._lessons:
+            for drafter in self._drafters:
+                drafter.observe(lesson.context, lesson.chosen)
+            self._placement.learn(lesson.proposals, lesson.chosen, lesson.claims)
+        self._lessons.clear()
 
     def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], sketches: Tensor) -> list[DraftContext]:
         features: Sequence[np.ndarray | None] = [None] * len(memories)
@@ -209,7 +229,7 @@ class SpeculativeDecoder:
         state: AcceptanceState,
         found: Verification,
     ) -> list[DecodeTrace]:
-        """Remember the finished actions, let drafters and placement learn from them, and write their traces."""
+        """Remember the finished actions, and write their traces."""
         emitted = torch.tensor([action.bins for action in progress])
         choices = torch.tensor([action.choices for action in progress])
         state = self._rule.update(state, emitted, emitted - choices, torch.from_numpy(found.still).bool())
@@ -217,9 +237,7 @@ class SpeculativeDecoder:
             chosen = np.array(action.choices, np.int64)
             memory.state = state.row(row)
             memory.choices.append(chosen)
-            for drafter in self._drafters:
-                drafter.observe(context, chosen)
-            self._placement.learn(proposals[row] | {JACOBI: action.guess}, chosen, claims[row])
+            self._lessons.append(_Lesson(context, chosen, proposals[row] | {JACOBI: action.guess}, claims[row]))
         reasons = self._rule.forced_reasons
         return [
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))

@@ -31,28 +31,32 @@ class Retrieval:
     def __init__(self, capacity: int = 4096) -> None:
         self._instructions = np.zeros(capacity, np.int64)
         self._pictures = np.zeros((capacity, SKETCHED), np.float32)
-        self._previous = np.zeros((capacity, ACTION_DIMENSIONS), np.float32)
-        self._actions = np.zeros((capacity, ACTION_DIMENSIONS), np.int64)
+        self._squares = np.zeros(capacity, np.float32)  # of the pictures' lengths
+        self._bins = np.zeros((capacity, 2 * ACTION_DIMENSIONS), np.float32)  # of the action before, and of this one
         self._count = 0
 
     def propose(self, context: DraftContext) -> np.ndarray | None:
-        held = min(self._count, len(self._actions))
-        rows = np.flatnonzero(self._instructions[:held] == context.instruction_key)
-        if not len(rows):
+        held = min(self._count, len(self._bins))
+        alike = self._instructions[:held] == context.instruction_key
+        if not alike.any():
             return None
-        pictures = np.linalg.norm(self._pictures[rows] - _sketch(context), axis=1)
-        moved = np.abs(self._previous[rows] - _previous(context)).mean(axis=1)
-        known = np.array(context.known, np.int64)
-        missed = np.abs(self._actions[rows, : len(known)] - known).sum(axis=1)
-        distance = pictures + (moved + missed) / _BINS_AS_FAR_AS_ANOTHER_PICTURE
-        return self._actions[rows[distance.argmin()]]
+        sketch, known = _sketch(context), context.known
+        # All rows at once and without a copy of those that count: a full index is a megabyte.
+        squares = self._squares[:held] + sketch @ sketch - 2 * (self._pictures[:held] @ sketch)
+        sought, weights = np.zeros((2, 2 * ACTION_DIMENSIONS), np.float32)
+        sought[:ACTION_DIMENSIONS], weights[:ACTION_DIMENSIONS] = _previous(context), 1 / ACTION_DIMENSIONS
+        places = slice(ACTION_DIMENSIONS, ACTION_DIMENSIONS + len(known))
+        sought[places], weights[places] = known, 1
+        apart = np.abs(self._bins[:held] - sought) @ weights
+        distance = np.sqrt(squares.clip(min=0)) + apart / _BINS_AS_FAR_AS_ANOTHER_PICTURE
+        nearest = np.where(alike, distance, np.inf).argmin()
+        return self._bins[nearest, ACTION_DIMENSIONS:].astype(np.int64)
 
     def observe(self, context: DraftContext, action: np.ndarray) -> None:
-        row = self._count % len(self._actions)
+        row, sketch = self._count % len(self._bins), _sketch(context)
         self._instructions[row] = context.instruction_key
-        self._pictures[row] = _sketch(context)
-        self._previous[row] = _previous(context)
-        self._actions[row] = action
+        self._pictures[row], self._squares[row] = sketch, sketch @ sketch
+        self._bins[row] = np.concatenate([_previous(context), action])
         self._count += 1
 
 
