@@ -27,14 +27,14 @@ _inside: ContextVar[bool] = ContextVar("inside a recorded function", default=Fal
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A function at fixed addresses: `play` reads `inputs` and leaves its result in `output`."""
+    """A function at fixed addresses: `play` reads `inputs` and leaves its result, if it has one, in `output`."""
 
     inputs: tuple[Tensor, ...]
-    output: Tensor
+    output: Tensor | None
     play: Callable[[], None]
 
 
-Record = Callable[[Callable[[], Tensor], tuple[Tensor, ...]], Recording]
+Record = Callable[[Callable[[], Tensor | None], tuple[Tensor, ...]], Recording]
 """Records a function of no arguments that reads the given inputs."""
 
 
@@ -44,7 +44,7 @@ class GraphRecorder:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, function: Callable[[], Tensor], inputs: tuple[Tensor, ...]) -> Recording:
+    def __call__(self, function: Callable[[], Tensor | None], inputs: tuple[Tensor, ...]) -> Recording:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
@@ -62,17 +62,18 @@ class Captured:
     """A function of tensors (and of other arguments, told apart by identity) that is recorded at its first call with
     new shapes and replayed at later ones. Called by another recorded function it is a part of that one's recording.
 
-    The function must write nowhere but to its result and to tensors that `others` own, and not wait for the device. It
-    runs several times while it is recorded, so what it writes must not depend on what it wrote before.
+    The function returns a tensor or None. It must write nowhere but to its result and to tensors that `others` own, and
+    not wait for the device. It runs several times while it is recorded, so what it writes must not depend on what it
+    wrote before.
     """
 
-    def __init__(self, function: Callable[..., Tensor], record: Record) -> None:
+    def __init__(self, function: Callable[..., Any], record: Record) -> None:
         self._function = function
         self._record = record
         self._recordings: dict[tuple[Any, ...], Recording] = {}
         self._owners: list[Any] = []  # kept alive: their identity is part of the keys
 
-    def __call__(self, tensors: tuple[Tensor, ...], *others: Any) -> Tensor:
+    def __call__(self, tensors: tuple[Tensor, ...], *others: Any) -> Any:
         if _inside.get():
             return self._function(*tensors, *others)
         key = (*((tensor.shape, tensor.dtype) for tensor in tensors), *map(id, others))
@@ -87,9 +88,10 @@ class Captured:
         for own, given in zip(recording.inputs, tensors, strict=True):
             own.copy_(given)
         recording.play()
-        return recording.output.clone()  # the next replay, of this or of another shape, may write over it
+        # The next replay, of this or of another shape, may write over it.
+        return None if recording.output is None else recording.output.clone()
 
-    def _run(self, *arguments: Any) -> Tensor:
+    def _run(self, *arguments: Any) -> Any:
         token = _inside.set(True)
         try:
             return self._function(*arguments)
@@ -97,7 +99,7 @@ class Captured:
             _inside.reset(token)
 
 
-def captured(function: Callable[..., Tensor], record: Record | None) -> Callable[..., Tensor]:
+def captured(function: Callable[..., Any], record: Record | None) -> Callable[..., Any]:
     """`Captured`, or without a recorder the function itself; called alike, with a tuple of tensors first."""
     if record is None:
         return lambda tensors, *others: function(*tensors, *others)

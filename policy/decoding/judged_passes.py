@@ -1,13 +1,13 @@
 """The target's passes together with what is made of them on the device, so that a pass is one launch.
 
-Knows the few numbers that go to the device before a pass, as one copy, and come back after it, as another. Knows
+Knows the few numbers that go to the device before a pass and come back after it; both copies belong to the pass. Knows
 nothing of who drafts, or of what becomes of an action.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,70 +16,59 @@ from torch import Tensor
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.cache import CachePool
 from policy.decoding.capture import Record, captured
-from policy.decoding.pictures import GRID, Sketcher, is_still, picture_features
-from policy.decoding.progress import ActionProgress
+from policy.decoding.pictures import GRID, SKETCHED, Sketcher, is_still, picture_features
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
-from policy.decoding.transfer import to_device
-from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
-from policy.decoding.verification import Verification, judge
+from policy.decoding.transfer import shared_memory, wait_for
+from policy.decoding.tree import DRAFTED_DIMENSIONS, TREE_COLUMNS, Draft, TokenTree
+from policy.decoding.verification import Verification, judge, judged_columns
 from policy.openvla.config import ACTION_DIMENSIONS
 from policy.openvla.model import OpenVLA
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a pass is told beside its tree, of B sessions: made on the host, read on the device.
+    """What a pass is told beside its tree, on the device.
 
-    decided: token ids int64 `[B, 6]`, of which the first `counts` (int64 `[B]`) count; none before the prompt is read.
-    seen: bool `[B]`, whether there is a picture before this one. state: what rules remember.
+    seen: bool `[B]`, whether there is a picture before this one. state: what rules remember. decided: token ids int64
+    `[B, 6]`, of which the first `counts` (int64 `[B]`) count; none before the prompt is read.
     """
 
-    decided: Tensor
-    counts: Tensor
     seen: Tensor
     state: AcceptanceState
-
-    @classmethod
-    def at_first(cls, seen: Sequence[bool], state: AcceptanceState) -> Known:
-        """Before anything is decided."""
-        batch = len(seen)
-        decided = torch.zeros(batch, DRAFTED_DIMENSIONS, dtype=torch.int64)
-        return cls(decided, torch.zeros(batch, dtype=torch.int64), torch.tensor(seen), state)
-
-    def after(self, progress: Sequence[ActionProgress]) -> Known:
-        """When so much is decided."""
-        counts = [len(action.ids) for action in progress]
-        padding = [0] * DRAFTED_DIMENSIONS
-        decided = [[*action.ids, *padding][:DRAFTED_DIMENSIONS] for action in progress]
-        return replace(self, decided=torch.tensor(decided), counts=torch.tensor(counts))
-
-    def pack(self) -> np.ndarray:
-        """All of it side by side, int64 `[B, 23]`; floats travel as their bits."""
-        state = self.state
-        columns = torch.stack([self.counts, self.seen.long(), state.repeats], dim=1)
-        errors = state.signed_error.view(torch.int32).long()
-        return torch.cat([columns, self.decided, state.previous, errors], dim=1).numpy()
+    decided: Tensor
+    counts: Tensor
 
     @classmethod
     def unpack(cls, packed: Tensor) -> Known:
-        """What `pack` packed, wherever it is now."""
-        counts, seen, repeats = packed[:, :3].unbind(dim=1)
-        decided, previous, errors = packed[:, 3:].split([DRAFTED_DIMENSIONS, ACTION_DIMENSIONS, ACTION_DIMENSIONS], 1)
+        """Of int64 `[B, 23]`: what `_remembered` gives, and then how many ids are decided, and which."""
+        seen, repeats, counts = packed[:, 0], packed[:, 1], packed[:, _REMEMBERED]
+        previous, errors = packed[:, 2:_REMEMBERED].split(ACTION_DIMENSIONS, dim=1)
         state = AcceptanceState(errors.int().view(torch.float32), previous, repeats)
-        return cls(decided, counts, seen.bool(), state)
+        return cls(seen.bool(), state, packed[:, _REMEMBERED + 1 : _KNOWN], counts)
 
 
-_KNOWN = 3 + DRAFTED_DIMENSIONS + 2 * ACTION_DIMENSIONS  # columns
+_REMEMBERED = 2 + 2 * ACTION_DIMENSIONS  # columns
+_KNOWN = _REMEMBERED + 1 + DRAFTED_DIMENSIONS
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
+class Note:
+    """The numbers of one pass on the host, at addresses that stay: int64 `[B, columns]` asked, and those answered."""
+
+    asked: Tensor
+    told: Tensor
+
+
+@dataclass(slots=True, eq=False)
 class Desk:
     """Where prompts of one shape lie while their actions are decoded, at addresses that stay.
 
     prompts: their embeddings and lengths. before, picture: float32 `[B, features]`, see `picture_features`, of the
     sessions' last frames and of these. hidden: `[B, 1 + nodes, width]`, the hidden states that the last pass's logits
     came from. prompt_hidden: `[B, S, width]`, the prompts' hidden states. The last two only where a head needs them.
+    sketches: float32 `[B, 64]`, or `[B, 0]` unless wanted, on the host. notes: by the tree's nodes. remembered: int64
+    `[B, 16]`, on the host, what is known of the sessions.
     """
 
     prompts: PromptBatch
@@ -87,6 +76,9 @@ class Desk:
     picture: Tensor
     hidden: Tensor
     prompt_hidden: Tensor
+    sketches: Tensor
+    notes: dict[int, Note]
+    remembered: np.ndarray
 
 
 class JudgedPasses:
@@ -115,8 +107,10 @@ class JudgedPasses:
         self._prefill = captured(self._run_prefill, record)
         self._extend = captured(self._run_extend, record)
 
-    def lay(self, prompts: PromptBatch, pictures: Sequence[Tensor | None]) -> Desk:
-        """Put prompts and the sessions' last pictures (None where there is none) on the desk for their shape."""
+    def lay(self, prompts: PromptBatch, pictures: Sequence[Tensor | None], state: AcceptanceState) -> Desk:
+        """Put prompts on the desk for their shape, beside the sessions' last pictures (None where there is none) and
+        what rules remember of them.
+        """
         batch, longest, _ = prompts.embeddings.shape
         desk = self._desks.get((batch, longest))
         if desk is None:
@@ -126,60 +120,104 @@ class JudgedPasses:
         for place, picture in zip(desk.before, pictures, strict=True):
             if picture is not None:
                 place.copy_(picture)
+        desk.remembered = _remembered([picture is not None for picture in pictures], state)
         return desk
 
-    def look(self, desk: Desk) -> Tensor:
-        """Put the pictures' features on the desk; sketches of them, float32 `[B, 64]`, or `[B, 0]` unless wanted."""
-        return self._look((), desk)
+    def look(self, desk: Desk) -> None:
+        """Put the pictures' features and their sketches on the desk; the latter are there after `wait`."""
+        self._look((), desk)
 
-    def prefill(self, desk: Desk, known: Known, drafts: Sequence[Draft], nodes: int) -> Verification:
+    def wait(self) -> None:
+        """Until everything is done that was asked for."""
+        wait_for(self._model.device)
+
+    def prefill(self, desk: Desk, drafts: Sequence[Draft], nodes: int) -> Verification:
         """Read the prompts and trees of complete actions behind them, padded to `nodes`."""
-        return self._told(self._prefill, desk, known, drafts, nodes)
+        return self._told(self._prefill, desk, [[]] * len(drafts), drafts, nodes)
 
-    def extend(self, desk: Desk, known: Known, drafts: Sequence[Draft], nodes: int) -> Verification:
-        """Read what is decided, at least one token of each session, and trees that continue it."""
-        return self._told(self._extend, desk, known, drafts, nodes)
+    def extend(self, desk: Desk, decided: Sequence[list[int]], drafts: Sequence[Draft], nodes: int) -> Verification:
+        """Read the ids that are decided, at least one of each session, and trees that continue them."""
+        return self._told(self._extend, desk, decided, drafts, nodes)
 
     def _told(
-        self, run: Callable[..., Tensor], desk: Desk, known: Known, drafts: Sequence[Draft], nodes: int
+        self,
+        run: Callable[..., None],
+        desk: Desk,
+        decided: Sequence[list[int]],
+        drafts: Sequence[Draft],
+        nodes: int,
     ) -> Verification:
-        """One copy there, one launch and one copy back: each copy costs more than its numbers."""
-        tree = TokenTree.pack(drafts, nodes).reshape(len(drafts), -1)
-        asked = to_device(np.concatenate([known.pack(), tree], axis=1), self._model.device)
-        return Verification.unpack(run((asked,), desk).cpu().numpy(), nodes)
+        note = desk.notes.get(nodes)
+        if note is None:
+            note = desk.notes[nodes] = self._make_note(len(drafts), nodes)
+        asked = note.asked.numpy()
+        asked[:, :_REMEMBERED] = desk.remembered
+        asked[:, _REMEMBERED] = [len(ids) for ids in decided]
+        asked[:, _REMEMBERED + 1 : _KNOWN] = [[*ids, *_PADDING][:DRAFTED_DIMENSIONS] for ids in decided]
+        asked[:, _KNOWN:] = TokenTree.pack(drafts, nodes)
+        run((), desk, note)
+        self.wait()
+        return Verification.unpack(note.told.numpy().copy(), nodes)
 
-    def _run_look(self, desk: Desk) -> Tensor:
+    def _run_look(self, desk: Desk) -> None:
         desk.picture.copy_(picture_features(desk.prompts.embeddings))
-        return desk.picture[:, :0] if self._sketch is None else self._sketch(desk.picture)
+        if self._sketch is not None:
+            desk.sketches.copy_(self._sketch(desk.picture), non_blocking=True)
 
-    def _run_prefill(self, asked: Tensor, desk: Desk) -> Tensor:
-        known, tree = _unpack(asked)
+    def _run_prefill(self, desk: Desk, note: Note) -> None:
+        known, tree = self._read(note)
         passes = TargetPasses(self._model, desk.prompts, self._nodes, self._caches)
         logits = passes.prefill(tree)
         if self._keeps_hidden:
             desk.prompt_hidden.copy_(passes.prompt_hidden)
-        return self._judged(passes, logits, known, tree, desk)
+        self._answer(passes, logits, known, tree, desk, note)
 
-    def _run_extend(self, asked: Tensor, desk: Desk) -> Tensor:
-        known, tree = _unpack(asked)
+    def _run_extend(self, desk: Desk, note: Note) -> None:
+        known, tree = self._read(note)
         passes = TargetPasses(self._model, desk.prompts, self._nodes, self._caches)
-        return self._judged(passes, passes.extend(known.decided, known.counts, tree), known, tree, desk)
+        self._answer(passes, passes.extend(known.decided, known.counts, tree), known, tree, desk, note)
 
-    def _judged(self, passes: TargetPasses, logits: Tensor, known: Known, tree: TokenTree, desk: Desk) -> Tensor:
+    def _read(self, note: Note) -> tuple[Known, TokenTree]:
+        asked = note.asked.to(self._model.device, non_blocking=True)
+        return Known.unpack(asked[:, :_KNOWN]), TokenTree.unpack(asked[:, _KNOWN:])
+
+    def _answer(
+        self, passes: TargetPasses, logits: Tensor, known: Known, tree: TokenTree, desk: Desk, note: Note
+    ) -> None:
         if self._keeps_hidden:
             desk.hidden[:, : 1 + tree.nodes].copy_(passes.hidden)
         still = known.seen & is_still(desk.before, desk.picture)
-        return judge(self._rule, self._model.config.action_vocabulary, tree, logits, known.state, still)
+        told = judge(self._rule, self._model.config.action_vocabulary, tree, logits, known.state, still)
+        note.told.copy_(told, non_blocking=True)
 
     def _make_desk(self, prompts: PromptBatch) -> Desk:
         batch, longest, width = prompts.embeddings.shape
         empty = prompts.embeddings.new_zeros
-        laid = PromptBatch(empty(batch, longest, width), torch.zeros_like(prompts.lengths), keys=())
         features = empty(batch, GRID**2 * width, dtype=torch.float32)
         rows, slots = (1 + self._nodes, longest) if self._keeps_hidden else (0, 0)
-        return Desk(laid, features, features.clone(), empty(batch, rows, width), empty(batch, slots, width))
+        return Desk(
+            prompts=PromptBatch(empty(batch, longest, width), torch.zeros_like(prompts.lengths), keys=()),
+            before=features,
+            picture=features.clone(),
+            hidden=empty(batch, rows, width),
+            prompt_hidden=empty(batch, slots, width),
+            sketches=shared_memory((batch, SKETCHED if self._sketch else 0), torch.float32, self._model.device),
+            notes={},
+            remembered=np.zeros((batch, _REMEMBERED), np.int64),
+        )
+
+    def _make_note(self, batch: int, nodes: int) -> Note:
+        asked, told = _KNOWN + TREE_COLUMNS * nodes, judged_columns(nodes, self._rule)
+        asked_of, told_of = (
+            shared_memory((batch, columns), torch.int64, self._model.device) for columns in (asked, told)
+        )
+        return Note(asked_of, told_of)
 
 
-def _unpack(asked: Tensor) -> tuple[Known, TokenTree]:
-    tree = asked[:, _KNOWN:]
-    return Known.unpack(asked[:, :_KNOWN]), TokenTree.unpack(tree.reshape(len(tree), 4, tree.shape[1] // 4))
+_PADDING = [0] * DRAFTED_DIMENSIONS
+
+
+def _remembered(seen: Sequence[bool], state: AcceptanceState) -> np.ndarray:
+    """Int64 `[B, 16]`: seen, repeats, previous, errors; floats travel as their bits."""
+    errors = state.signed_error.numpy().view(np.int32)
+    return np.column_stack([seen, state.repeats.numpy(), state.previous.numpy(), errors])

@@ -10,7 +10,6 @@ tokens needs at most 7 passes, the prompt's included, which is what plain decodi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.capture import Record
 from policy.decoding.head_tail import HeadTail
-from policy.decoding.judged_passes import JudgedPasses, Known
+from policy.decoding.judged_passes import Desk, JudgedPasses
 from policy.decoding.memory import EpisodeMemory
 from policy.decoding.progress import UNKNOWN, ActionProgress
 from policy.decoding.prompt_batch import PromptBatch, Sight
@@ -43,12 +42,14 @@ _WIDTHS = 8
 
 
 class _Lesson(NamedTuple):
-    """An action that is over: what was known before, what the target chose, bins int64 `[7]`, and what was proposed."""
+    """A batch of actions that are over, row by row. still: see `Verification`."""
 
-    context: DraftContext
-    chosen: np.ndarray
-    proposals: Proposals
-    claims: Proposals
+    contexts: list[DraftContext]
+    progress: list[ActionProgress]
+    proposals: list[Proposals]
+    claims: list[Proposals]
+    memories: list[EpisodeMemory]
+    still: np.ndarray
 
 
 class SpeculativeDecoder:
@@ -105,12 +106,11 @@ class SpeculativeDecoder:
     def rehearse(self, prompts: PromptBatch) -> None:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
         batch = len(prompts.lengths)
-        desk = self._passes.lay(prompts, [None] * batch)
+        desk = self._passes.lay(prompts, [None] * batch, AcceptanceState.fresh(batch))
         self._passes.look(desk)
-        known = Known.at_first([False] * batch, AcceptanceState.fresh(batch))
         for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
-            self._passes.prefill(desk, known, [Draft()] * batch, width)
-            self._passes.extend(desk, replace(known, counts=known.counts + 1), [Draft(1)] * batch, width)
+            self._passes.prefill(desk, [Draft()] * batch, width)
+            self._passes.extend(desk, [[0]] * batch, [Draft(1)] * batch, width)
         if self._head is not None:
             HeadTail(self._head, desk).rehearse()
         for drafter in self._seeing:
@@ -128,27 +128,27 @@ class SpeculativeDecoder:
         if len(set(sessions)) < len(sessions):
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
         memories = [self._memories.setdefault(name, EpisodeMemory()) for name in sessions]
-        desk = self._passes.lay(prompts, [memory.picture for memory in memories])
-        sketches = self._passes.look(desk)
         self._study()
-        contexts = self._contexts(prompts, memories, sketches)
+        state = AcceptanceState.stack([memory.state for memory in memories])
+        desk = self._passes.lay(prompts, [memory.picture for memory in memories], state)
+        self._passes.look(desk)
+        contexts = self._contexts(prompts, memories, desk)
         proposals = [self._propose(context) for context in contexts]
         claims = self._seen(prompts)
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
         progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
         head = None if self._head is None else HeadTail(self._head, desk)
-        state = AcceptanceState.stack([memory.state for memory in memories])
-        known = Known.at_first([memory.picture is not None for memory in memories], state)
-        found = self._passes.prefill(desk, known, drafts, self._width(drafts))
+        found = self._passes.prefill(desk, drafts, self._width(drafts))
         _take(progress, drafts, found)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
             if head is not None:
                 head.follow(progress, claims)
             drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
-            found = self._passes.extend(desk, known.after(progress), drafts, self._width(drafts))
+            found = self._passes.extend(desk, [action.ids for action in progress], drafts, self._width(drafts))
             _take(progress, drafts, found)
-        traces = self._conclude(progress, contexts, proposals, claims, memories, state, found)
+        traces = self._conclude(progress, memories, found)
+        self._lessons.append(_Lesson(contexts, progress, proposals, claims, memories, found.still))
         for memory, picture in zip(memories, desk.picture.clone(), strict=True):
             memory.picture = picture
         stopwatch.lap("decode")
@@ -157,15 +157,25 @@ class SpeculativeDecoder:
     def _study(self) -> None:
         """Let drafters and placement learn from the last actions, now that the robot has them and a GPU is busy."""
         for lesson in self._lessons:
-            for drafter in self._drafters:
-                drafter.observe(lesson.context, lesson.chosen)
-            self._placement.learn(lesson.proposals, lesson.chosen, lesson.claims)
+            emitted = torch.tensor([action.bins for action in lesson.progress])
+            deviation = emitted - torch.tensor([action.choices for action in lesson.progress])
+            state = AcceptanceState.stack([memory.state for memory in lesson.memories])
+            state = self._rule.update(state, emitted, deviation, torch.from_numpy(lesson.still).bool())
+            for row, (context, action, memory) in enumerate(
+                zip(lesson.contexts, lesson.progress, lesson.memories, strict=True)
+            ):
+                memory.state = state.row(row)
+                chosen = np.array(action.choices, np.int64)
+                for drafter in self._drafters:
+                    drafter.observe(context, chosen)
+                self._placement.learn(lesson.proposals[row] | {JACOBI: action.guess}, chosen, lesson.claims[row])
         self._lessons.clear()
 
-    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], sketches: Tensor) -> list[DraftContext]:
+    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], desk: Desk) -> list[DraftContext]:
         features: Sequence[np.ndarray | None] = [None] * len(memories)
-        if sketches.shape[1]:
-            features = list(sketches.cpu().numpy())
+        if desk.sketches.shape[1]:
+            self._passes.wait()
+            features = list(desk.sketches.numpy().copy())
         return [
             DraftContext(key, memory.history, features=row)
             for memory, row, key in zip(memories, features, prompts.keys, strict=True)
@@ -220,24 +230,11 @@ class SpeculativeDecoder:
         return min(-(-largest // _WIDTHS) * _WIDTHS, self._most_nodes)
 
     def _conclude(
-        self,
-        progress: list[ActionProgress],
-        contexts: list[DraftContext],
-        proposals: list[Proposals],
-        claims: list[Proposals],
-        memories: list[EpisodeMemory],
-        state: AcceptanceState,
-        found: Verification,
+        self, progress: list[ActionProgress], memories: list[EpisodeMemory], found: Verification
     ) -> list[DecodeTrace]:
-        """Remember the finished actions, and write their traces."""
-        emitted = torch.tensor([action.bins for action in progress])
-        choices = torch.tensor([action.choices for action in progress])
-        state = self._rule.update(state, emitted, emitted - choices, torch.from_numpy(found.still).bool())
-        for row, (action, context, memory) in enumerate(zip(progress, contexts, memories, strict=True)):
-            chosen = np.array(action.choices, np.int64)
-            memory.state = state.row(row)
-            memory.choices.append(chosen)
-            self._lessons.append(_Lesson(context, chosen, proposals[row] | {JACOBI: action.guess}, claims[row]))
+        """Remember the finished actions, and write their traces. found: what came of the last pass."""
+        for action, memory in zip(progress, memories, strict=True):
+            memory.choices.append(np.array(action.choices, np.int64))
         reasons = self._rule.forced_reasons
         return [
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))

@@ -1,4 +1,8 @@
-"""Small arrays on their way to the device without anybody waiting for them. Knows nothing of what they hold."""
+"""Small arrays on their way between host and device. Knows nothing of what they hold.
+
+A GPU reads and writes pinned memory by itself, while the host goes on. With ordinary memory the host would first wait
+for all that the GPU still has to do.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,17 @@ from torch import Tensor
 
 
 def to_device(array: np.ndarray, device: torch.device | str) -> Tensor:
-    """A copy on the device, in the order of its stream.
-
-    A GPU reads pinned memory by itself while the host goes on. With ordinary memory the host would first wait for all
-    that the GPU still has to do.
-    """
+    """A copy on the device, in the order of its stream."""
     host = torch.from_numpy(array)
     return host.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else host.to(device)
+
+
+def shared_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros on the host that the device can copy from and to at any time, also in a recorded function."""
+    return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what its stream was given, so that what it wrote can be read."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()

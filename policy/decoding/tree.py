@@ -20,6 +20,7 @@ from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 # choice for it.
 DRAFTED_DIMENSIONS = ACTION_DIMENSIONS - 1
 ROOT = -1
+TREE_COLUMNS = 4  # numbers that tell of a node
 # Products of the matrix of parents with itself until it reaches 8 generations; a tree has at most 6.
 _DOUBLINGS = 3
 
@@ -92,23 +93,24 @@ class TokenTree:
 
     @staticmethod
     def pack(drafts: Sequence[Draft], nodes: int) -> np.ndarray:
-        """Tokens, parents, depths and validity of trees, int64 `[B, 4, nodes]` on the host. Raises as `of` does."""
+        """Tokens, parents, depths and validity of trees, int64 `[B, 4 * nodes]` on the host. Raises as `of` does."""
         largest = max((len(draft.tokens) for draft in drafts), default=0)
         if largest > nodes:
             raise ValueError(f"a draft has {largest} nodes, the tree has room for {nodes}")
-        packed = np.zeros((len(drafts), 4, nodes), np.int64)
+        packed = np.zeros((len(drafts), TREE_COLUMNS, nodes), np.int64)
         packed[:, 1] = ROOT
         for row, draft in zip(packed, drafts, strict=True):
             count = len(draft.tokens)
             if count:
                 row[:3, :count] = draft.tokens, draft.parents, draft.depths
                 row[3, :count] = True
-        return packed
+        return packed.reshape(len(drafts), TREE_COLUMNS * nodes)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> TokenTree:
         """The trees of `pack`, on whatever device it was brought to; without waiting for it."""
-        tokens, parents, depths, valid = packed.unbind(dim=1)
+        batch, columns = packed.shape
+        tokens, parents, depths, valid = packed.reshape(batch, TREE_COLUMNS, columns // TREE_COLUMNS).unbind(dim=1)
         return cls(tokens, parents, depths, valid.bool(), _ancestors(parents))
 
     @property

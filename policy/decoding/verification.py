@@ -43,6 +43,11 @@ class Verification:
         return cls(columns[0][:, 0], columns[0][:, 1], *columns[1:])
 
 
+def judged_columns(nodes: int, rule: AcceptanceRule) -> int:
+    """How many numbers `judge` gives for each session."""
+    return 4 + 3 * nodes + len(rule.forced_reasons)
+
+
 def judge(
     rule: AcceptanceRule,
     action_vocabulary: int,
@@ -55,8 +60,7 @@ def judge(
 
     Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
     that id, so it is left to the target. still: bool `[B]`, for the host to know.
-    Returns what a verification holds, side by side, since each copy to the host waits for the device: int64
-    `[B, 4 + 3 * N + reasons]`.
+    Returns what a verification holds, side by side for one copy to the host: int64 `[B, judged columns]`.
     """
     choices = logits.argmax(dim=-1)  # [B, 1 + N]
     first = action_vocabulary - ACTION_BINS
