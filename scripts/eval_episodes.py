@@ -9,54 +9,43 @@ Run it again with the same output to go on where it stopped; episodes that ended
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 
-from bridge.errors import BridgeError
 from policy.results import write_result
 from sim.clock import ClockName
-from sim.episode_worker import WorkerSetupError
-from sim.evaluation import EvaluationConfig, evaluate
+from sim.command_line import add_pool_options, add_server_options, plain_ending, served_checkpoint
+from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
+from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.protocol import Protocol
-from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
+from sim.sources import RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table
 from sim.timing import Timing
-from sim.video import VideoUnavailableError
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    policy = parser.add_argument_group("policy (give one of the first three)")
+    policy = parser.add_argument_group("policy (give --endpoint, --policy or --checkpoint)")
     policy.add_argument("--endpoint", type=str, default="", help="address of a running policy server")
-    policy.add_argument("--checkpoint", type=str, default="", help="directory or hub id, loaded in this process")
     policy.add_argument("--policy", type=str, default="", help='"expert": the scripted one that reads the simulator')
-    policy.add_argument("--unnorm-key", type=str | None, default=None, help="with --checkpoint: dataset statistics")
-    policy.add_argument("--device", type=str, default="auto", help="with --checkpoint")
-    policy.add_argument("--dtype", type=str, default="auto", help="with --checkpoint: auto, float32 or bfloat16")
     policy.add_argument(
         "--decoding",
         type=str,
         default="autoregressive",
         help="with --checkpoint: YAML file, or name in configs/decoding",
     )
-    policy.add_argument("--capture", type=bool, default=True, help="with --checkpoint: CUDA graphs")
-    policy.add_argument("--acceleration", type=str, default="none", help="with --checkpoint: joined, compiled or fp8")
+    add_server_options(parser, checkpoint="")
+    add_pool_options(parser)
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--suites", nargs="+", type=str, default=list(STEP_LIMITS)[:3], help="LIBERO(-PRO) suites")
     episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite, e.g. 0-9 or 0,3,5-7")
     episodes.add_argument("--initial-states", type=str, default="0-49", help="official ones, e.g. 0-49")
     episodes.add_argument("--protocol", type=Protocol, default={}, help="deviations from the official protocol")
-    episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
-    episodes.add_argument(
-        "--render-devices", nargs="+", type=int, default=[], help="EGL devices that the workers take turns on"
-    )
     timing = parser.add_argument_group("time (see docs/latency.md)")
     timing.add_argument("--clock", type=ClockName, default="lock-step", help="lock-step, charged or real-time")
     timing.add_argument(
@@ -92,17 +81,17 @@ def main() -> None:
             timing=timing_of(chosen),
             videos=chosen.video,
             videos_per_task=chosen.videos_per_task,
+            time_limit=chosen.time_limit,
             render_devices=tuple(chosen.render_devices),
         )
     except ValueError as error:
         parser.error(str(error))
-    try:
-        with policy_source(chosen) as source:
-            records = evaluate(config, source)
-    except KeyboardInterrupt:
-        raise SystemExit(f"stopped; run the same command again to go on from {config.output}") from None
-    except (ValueError, WorkerSetupError, VideoUnavailableError, BridgeError) as error:
-        raise SystemExit(f"cannot evaluate: {error}") from None
+    with plain_ending("evaluate", config.output):
+        parts = evaluate_all(dealt_out(config, hosts_of(chosen)), live=chosen.servers)
+    records = [record for part in parts for record in part]
+    records.sort(key=lambda record: (config.suites.index(record.suite), record.task, record.init_state))
+    if not records:
+        raise SystemExit(f"{config.output} has no episodes yet; give more time")
     summaries = summarise(records)
     first = records[0]
     title = ", ".join((first.policy_id, f"{first.decoder} decoding", f"{first.clock} clock", *first.timing))
@@ -123,39 +112,16 @@ def timing_of(chosen: Namespace) -> Timing:
     )
 
 
-@contextlib.contextmanager
-def policy_source(chosen: Namespace) -> Iterator[PolicySource]:
-    """What the workers get their policy from; a checkpoint is served from this process, so all workers share it."""
+def hosts_of(chosen: Namespace) -> list[PolicyHost]:
+    """Who serves the policy: whoever does already, or servers that the tasks are dealt out to."""
     if chosen.policy:
-        yield ScriptedExpert()
-        return
+        return [StandingPolicy(ScriptedExpert())]
     if chosen.endpoint:
-        yield RemotePolicy(chosen.endpoint)
-        return
-    from bridge.server import PolicyServer
-    from policy.acceleration.plan import preset
+        return [StandingPolicy(RemotePolicy(chosen.endpoint))]
     from policy.decoding.config import DecodingConfig
-    from policy.runtime import Policy
 
-    decoding, acceleration = DecodingConfig.load(chosen.decoding), preset(chosen.acceleration)
-
-    def load(report: object) -> Policy:
-        return Policy.load(
-            chosen.checkpoint,
-            unnorm_key=chosen.unnorm_key,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            decoding=decoding,
-            capture=chosen.capture,
-            acceleration=acceleration,
-        )
-
-    with PolicyServer(load, endpoint="tcp://127.0.0.1:*", max_batch=chosen.workers) as server:
-        try:
-            server.wait_ready()
-        except Exception as error:  # its traceback has been logged
-            raise SystemExit(f"cannot load {chosen.checkpoint}: {error}") from None
-        yield RemotePolicy(server.endpoint)
+    served, decoding = served_checkpoint(chosen), DecodingConfig.load(chosen.decoding)
+    return [*served.hosts(chosen.servers, decoding, chosen.output.with_suffix(""))]
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ plot are written from all that is there, also with --time-limit 0.
 from __future__ import annotations
 
 import json
-import signal
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,17 +22,16 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from bridge.errors import BridgeError
 from policy.decoding.physical import ActionUnits
-from policy.openvla.action_tokens import load_statistics, resolve_unnorm_key, select_statistics
+from policy.openvla.action_tokens import load_statistics, select_statistics
 from policy.results import write_result
 from policy.types import PolicySpec
+from sim.command_line import add_pool_options, add_server_options, plain_ending, served_checkpoint
 from sim.comparison import ALL_SUITES, comparison_rows
 from sim.comparison_plot import plot_passes_and_success
-from sim.episode_worker import WorkerSetupError
 from sim.evaluation import EvaluationConfig, evaluate_all
-from sim.policy_hosts import Devices, ServerHost
 from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
+from sim.served_checkpoint import ServedCheckpoint
 from sim.suites import parse_numbers
 
 if TYPE_CHECKING:  # importing them takes torch, which the simulator processes, who import this file, can do without
@@ -46,16 +42,8 @@ PLAIN = "autoregressive"
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    policy = parser.add_argument_group("policy servers")
-    policy.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
-    policy.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    policy.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
-    policy.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
-    policy.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
-    policy.add_argument(
-        "--servers", type=int, default=1, help="decodings at a time; while one ends, the next is loaded beside it"
-    )
-    policy.add_argument("--devices", nargs="+", type=str, default=["auto"], help="servers take turns, e.g. cuda:0")
+    add_server_options(parser)
+    add_pool_options(parser)
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--groups", nargs="+", type=str, default=[], help="what to measure, in this order; or all")
     episodes.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
@@ -63,11 +51,6 @@ def make_parser() -> ArgumentParser:
     episodes.add_argument(
         "--initial-states", type=str, default="0-19", help="official ones; 20 make 200 episodes a suite"
     )
-    episodes.add_argument("--workers", type=int, default=1, help="simulator processes, one per core")
-    episodes.add_argument(
-        "--render-devices", nargs="+", type=int, default=[], help="EGL devices that the workers take turns on"
-    )
-    episodes.add_argument("--time-limit", type=float, default=1e9, help="seconds after which no episode starts")
     results = parser.add_argument_group("results")
     results.add_argument("--runs", type=Path, default=Path("runs/speculation"), help="folder of the episodes' records")
     results.add_argument("--agreement", type=Path, default=Path("docs/results/decoding-agreement.json"))
@@ -77,7 +60,6 @@ def make_parser() -> ArgumentParser:
 
 def main() -> None:
     from policy.decoding.config import DecodingConfig
-    from policy.openvla.checkpoint import locate_checkpoint
     from sim.decoding_catalogue import decoding_groups
 
     started = time.monotonic()
@@ -88,30 +70,23 @@ def main() -> None:
         parser.error(f"there is no group {', '.join(unknown)}; choose some of {', '.join(groups)}")
     members = [config for group in chosen.groups or groups for config in groups[group]]
     plain = DecodingConfig.load(PLAIN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the servers would outlive this process
-    try:
-        directory = locate_checkpoint(chosen.checkpoint)
-        spec = spec_of(directory, chosen)
-        measure([plain, *members], spec, chosen, started + chosen.time_limit)
-    except KeyboardInterrupt:
-        raise SystemExit(f"stopped; run the same command again to go on from {chosen.runs}") from None
-    except (ValueError, WorkerSetupError, BridgeError) as error:
-        raise SystemExit(f"cannot measure: {error}") from None
-    statistics = select_statistics(load_statistics(directory), spec.unnorm_key)
+    with plain_ending("measure", chosen.runs):
+        served = served_checkpoint(chosen)
+        measure([plain, *members], served, chosen, started + chosen.time_limit)
+    statistics = select_statistics(load_statistics(served.directory), served.spec.unnorm_key)
     bin_sizes = ActionUnits.from_statistics(statistics, None).bin_sizes
-    report({PLAIN: [plain], **groups}, spec, bin_sizes, chosen, Console())
+    report({PLAIN: [plain], **groups}, served.spec, bin_sizes, chosen, Console())
 
 
-def measure(configs: list[DecodingConfig], spec: PolicySpec, chosen: Namespace, deadline: float) -> None:
+def measure(configs: list[DecodingConfig], served: ServedCheckpoint, chosen: Namespace, deadline: float) -> None:
     """All episodes of these decodings that are not on disk yet, as far as the time goes."""
     if (left := deadline - time.monotonic()) <= 0:
         return
-    devices = Devices(chosen.devices)
-    hosts = {config.name: host_of(config, spec, devices, chosen) for config in configs}
+    hosts = {config.name: served.host(config, chosen.runs / stem_of(config.name)) for config in configs}
     evaluations = [
         (
             EvaluationConfig(
-                output=file_of(name, chosen, "jsonl"),
+                output=file_of(name, chosen),
                 suites=tuple(chosen.suites),
                 tasks=parse_numbers(chosen.tasks),
                 init_states=parse_numbers(chosen.initial_states),
@@ -126,32 +101,12 @@ def measure(configs: list[DecodingConfig], spec: PolicySpec, chosen: Namespace, 
     evaluate_all(evaluations, live=chosen.servers)
 
 
-def host_of(config: DecodingConfig, spec: PolicySpec, devices: Devices, chosen: Namespace) -> ServerHost:
-    """The server of one decoding, which is written down beside its records."""
-    from sim.decoding_catalogue import write_decoding
-
-    options = {
-        "checkpoint": chosen.checkpoint,
-        "unnorm-key": spec.unnorm_key,
-        "dtype": chosen.dtype,
-        "capture": str(chosen.capture).lower(),
-        "acceleration": chosen.acceleration,
-        "decoding": write_decoding(config, file_of(config.name, chosen, "yaml")),
-    }
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    return ServerHost(replace(spec, decoder=config.name), arguments, devices, file_of(config.name, chosen, "log"))
+def stem_of(decoding: str) -> str:
+    return decoding.replace(", ", "-").replace(" ", "-")
 
 
-def spec_of(directory: Path, chosen: Namespace) -> PolicySpec:
-    """What all servers will have in common, as far as records are found by it."""
-    from policy.openvla.checkpoint import checkpoint_hash
-
-    key = resolve_unnorm_key(load_statistics(directory), chosen.unnorm_key)
-    return PolicySpec(chosen.checkpoint, checkpoint_hash(directory), key, device="", dtype="")
-
-
-def file_of(decoding: str, chosen: Namespace, ending: str) -> Path:
-    return chosen.runs / f"{decoding.replace(', ', '-').replace(' ', '-')}.{ending}"
+def file_of(decoding: str, chosen: Namespace) -> Path:
+    return chosen.runs / f"{stem_of(decoding)}.jsonl"
 
 
 def report(
@@ -163,7 +118,7 @@ def report(
 ) -> None:
     """Write, plot and print what all runs so far have given, those of other groups included."""
     configs = {config.name: config for group in groups.values() for config in group}
-    files = {name: file_of(name, chosen, "jsonl") for name in configs}
+    files = {name: file_of(name, chosen) for name in configs}
     found = {name: newest_records(file, spec.checkpoint_hash) for name, file in files.items() if file.is_file()}
     records = {name: own for name, own in found.items() if own}
     if not records:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,12 @@ class EvaluationConfig:
         if self.videos is None or position >= self.videos_per_task:
             return None
         return self.videos / f"{suite}-{task:02d}-{self.init_states[position]:02d}.mp4"
+
+
+def dealt_out(config: EvaluationConfig, hosts: Sequence[PolicyHost]) -> list[tuple[EvaluationConfig, PolicyHost]]:
+    """The same evaluation by several hosts of the same policy, each of which gets some of the tasks."""
+    tasks = [config.tasks[number :: len(hosts)] for number in range(len(hosts))]
+    return [(replace(config, tasks=own), host) for own, host in zip(tasks, hosts, strict=True) if own]
 
 
 def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool = True) -> list[EpisodeRecord]:

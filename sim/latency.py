@@ -137,6 +137,12 @@ def parse_latencies(text: str) -> Latencies:
     return Constant(milliseconds)
 
 
+def missing_trace(text: str) -> Path | None:
+    """The file of "trace:FILE" where it is not there, and None for all else."""
+    kind, _, rest = text.partition(":")
+    return Path(rest) if kind == "trace" and rest and not Path(rest).is_file() else None
+
+
 @dataclass(frozen=True, slots=True)
 class LatencyTrace:
     """A recording of how long one decision after the other took, from observation sent to action there.

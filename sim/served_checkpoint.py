@@ -1,0 +1,79 @@
+"""A checkpoint and everything about serving it that is the same for all of its decodings.
+
+Knows checkpoints, decodings, and the options of `scripts/serve_policy.py`. Knows nothing of episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from policy.openvla.action_tokens import load_statistics, resolve_unnorm_key
+from policy.types import PolicySpec
+from sim.policy_hosts import Devices, ServerHost
+
+if TYPE_CHECKING:  # importing it takes torch, which simulator processes, who import the same scripts, can do without
+    from policy.decoding.config import DecodingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCheckpoint:
+    """spec: what all its servers have in common, as far as records are found by it. directory: of the weights.
+
+    dtype, capture, acceleration: options of the servers. devices: where they run.
+    """
+
+    spec: PolicySpec
+    directory: Path
+    devices: Devices
+    dtype: str
+    capture: bool
+    acceleration: str
+
+    @classmethod
+    def locate(
+        cls,
+        checkpoint: str,
+        unnorm_key: str | None,
+        devices: Sequence[str],
+        *,
+        dtype: str = "auto",
+        capture: bool = True,
+        acceleration: str = "none",
+    ) -> ServedCheckpoint:
+        """A directory or a hub id, and whose statistics scale the actions. Raises ValueError where there is none."""
+        from policy.openvla.checkpoint import checkpoint_hash, locate_checkpoint
+
+        directory = locate_checkpoint(checkpoint)
+        key = resolve_unnorm_key(load_statistics(directory), unnorm_key)
+        spec = PolicySpec(checkpoint, checkpoint_hash(directory), key, device="", dtype="")
+        return cls(spec, directory, Devices(devices), dtype, capture, acceleration)
+
+    def host(self, decoding: DecodingConfig, file: Path, acceleration: str = "") -> ServerHost:
+        """A server of one decoding.
+
+        file: without its ending; the decoding is written down in FILE.yaml, and what the server says in FILE.log.
+        acceleration: instead of that of all servers.
+        """
+        from sim.decoding_catalogue import write_decoding
+
+        options = {
+            "checkpoint": self.spec.policy_id,
+            "unnorm-key": self.spec.unnorm_key,
+            "dtype": self.dtype,
+            "capture": str(self.capture).lower(),
+            "acceleration": acceleration or self.acceleration,
+            "decoding": write_decoding(decoding, Path(f"{file}.yaml")),
+        }
+        arguments = [f"--{name}={value}" for name, value in options.items()]
+        spec = replace(self.spec, decoder=decoding.name)
+        return ServerHost(spec, arguments, self.devices, Path(f"{file}.log"))
+
+    def hosts(self, count: int, decoding: DecodingConfig, file: Path, acceleration: str = "") -> list[ServerHost]:
+        """Several servers of one decoding, which share what is to be done; the files of others than the first have
+        the server's number in their names.
+        """
+        names = [str(file), *(f"{file}-{number}" for number in range(2, count + 1))]
+        return [self.host(decoding, Path(name), acceleration) for name in names]
