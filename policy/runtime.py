@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +23,14 @@ from policy.decoding.capture import GraphRecorder, Record, capture_passes, captu
 from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
+from policy.decoding.transfer import to_device
 from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
-from policy.openvla.device_pixels import DevicePixels
-from policy.openvla.images import ImagePath, PreprocessorSettings, compressed_frame, pixel_values, resolve_image_path
+from policy.openvla.device_pixels import DevicePixels, uploaded
+from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values, resolve_image_path
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.results import versions
@@ -134,7 +135,7 @@ class Policy:
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
         self._device_pixels = _device_pixels(settings, model.device, record) if model.device.type == "cuda" else None
         self._decoder: ActionDecoder | None = AutoregressiveDecoder(model, record)
-        # One frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
+        # On the host a frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
 
     @property
@@ -234,9 +235,13 @@ class Policy:
         """Network input `[B, 6, 224, 224]` on the device for camera frames."""
         path = cast(ImagePath, self._spec.image_path)
         if self._device_pixels is not None and path == "libero" and len({image.shape for image in images}) == 1:
-            return self._device_pixels((_to_device(self._preprocessors.map(compressed_frame, images), device),))
-        pixels = self._preprocessors.map(lambda image: pixel_values(image, path, self._settings), images)
-        return _to_device(pixels, device)
+            return self._device_pixels((to_device(np.stack(self._each(uploaded, images)), device),))
+        pixels = self._each(lambda image: pixel_values(image, path, self._settings), images)
+        return to_device(np.stack(pixels), device)
+
+    def _each(self, work: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Handing a single frame to another thread would only take longer."""
+        return list(map(work, images) if len(images) == 1 else self._preprocessors.map(work, images))
 
 
 def describe_policy(
@@ -264,12 +269,6 @@ def describe_policy(
     )
 
 
-def _to_device(arrays: Iterable[np.ndarray], device: torch.device) -> torch.Tensor:
-    """Stacked arrays of one shape. A GPU reads pinned memory by itself, while the host goes on."""
-    host = torch.from_numpy(np.stack(list(arrays)))
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
-
-
 @torch.inference_mode()
 def _device_pixels(
     settings: PreprocessorSettings, device: torch.device, record: Record | None
@@ -277,7 +276,7 @@ def _device_pixels(
     """The arithmetic on pictures on a device, or None (and a warning) where it does not give the host's very pixels."""
     pixels = captured(DevicePixels(settings, device), record)
     frame = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-    found = pixels((_to_device([compressed_frame(frame)], device),))[0]
+    found = pixels((to_device(uploaded(frame)[None], device),))[0]
     if np.array_equal(found.cpu().numpy(), pixel_values(frame, "libero", settings)):
         return pixels
     warnings.warn(f"pictures made on {device} differ from the host's; the host makes them", stacklevel=2)

@@ -1,8 +1,8 @@
-"""The "libero" image path behind its JPEG on the model's device: the arithmetic of `resampling` and `images` in torch.
+"""The "libero" image path on the model's device: the arithmetic of `resampling` and `images` in torch.
 
-On the host it takes three quarters of the path's time, beside a GPU that waits. Every step is one elementwise float32
+On the host it takes milliseconds, beside a GPU that waits. Every step is one elementwise float32
 operation, each a kernel of its own, in the same order as in numpy; so there is no fused multiply-add that would round
-differently, and the pixels are the same to the last bit. Knows nothing of how a frame came to be a JPEG.
+differently, and the pixels are the same to the last bit. JPEG's own arithmetic is known to `device_jpeg`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from policy.openvla.config import IMAGE_SIDE
-from policy.openvla.images import LIBERO_CROP_SIDE, PreprocessorSettings, normalisation_tables
+from policy.openvla.device_jpeg import DeviceJPEG, is_whole
+from policy.openvla.images import LIBERO_CROP_SIDE, PreprocessorSettings, compressed_frame, normalisation_tables
 from policy.openvla.resampling import blend_places, lanczos_taps
 
 
 class DevicePixels:
-    """From decoded frames to the network's input, for settings and a device."""
+    """From what `uploaded` leaves of camera frames to the network's input, for settings and a device."""
 
     def __init__(self, settings: PreprocessorSettings, device: torch.device) -> None:
         self._device = device
+        self._jpeg = DeviceJPEG(device)
         self._tables = torch.from_numpy(normalisation_tables(settings)).to(device)  # [3 * towers, 256]
         self._channels = torch.arange(len(self._tables), device=device)[:, None, None]
         self._taps: dict[int, tuple[Tensor, Tensor]] = {}
@@ -31,6 +33,8 @@ class DevicePixels:
     def __call__(self, frames: Tensor) -> Tensor:
         """Frames uint8 `[B, H, W, 3]` on the device to float32 `[B, 3 * towers, 224, 224]`."""
         height, width = frames.shape[1:3]
+        if is_whole(height, width):
+            frames = self._jpeg(frames.flip(1, 2))
         rows = _weighted(frames.float(), 1, *self._lanczos(height))
         sized = _weighted(rows, 2, *self._lanczos(width)).round().clamp(0, 255)  # [B, 224, 224, 3]
         columns = self._blended(sized * float(np.float32(1 / 255)), 2)
@@ -50,6 +54,13 @@ class DevicePixels:
         upper, lower = x.index_select(axis, self._above), x.index_select(axis, self._below)
         difference = lower - upper
         return upper + difference * _along(self._blend, axis)
+
+
+def uploaded(image: np.ndarray) -> np.ndarray:
+    """What the device is given of a camera frame uint8 `[H, W, 3]`: the frame itself, or with sides that `device_jpeg`
+    does not take, what JPEG leaves of it.
+    """
+    return image if is_whole(*image.shape[:2]) else compressed_frame(image)
 
 
 def _weighted(x: Tensor, axis: int, sources: Tensor, weights: Tensor) -> Tensor:
