@@ -52,7 +52,7 @@ COLUMNS = (
 def arrangements(chosen: Namespace) -> dict[str, Arrangement]:
     """The table's rows by name, from the baseline to the fastest."""
     fast = Acceleration(compiled=chosen.compiled, attention=chosen.attention, kernels=chosen.kernels)
-    int8, float8 = replace(fast, precision="int8"), replace(fast, precision="fp8")
+    int8, float8 = replace(fast, kernels="skinny", precision="int8"), replace(fast, precision="fp8")
     rows = (
         Arrangement(EAGER, TRANSFORMERS, AS_LOADED, capture=False),
         Arrangement("plain eager", "autoregressive", AS_LOADED, capture=False),

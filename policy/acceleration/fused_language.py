@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from policy.acceleration.attention import attend
+from policy.acceleration.products import SHORT
 from policy.decoding.cache import StaticCache
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, rotary_tables, rotate
 
@@ -27,12 +29,17 @@ _MASK_ALIGNMENT = 16
 
 
 class FusedLayer(nn.Module):
-    """One layer with the weights of a plain one, which are joined and not shared with it."""
+    """One layer with the weights of a plain one, which are joined and not shared with it.
 
-    def __init__(self, layer: Layer) -> None:
+    own_attention: on a GPU, passes of few tokens attend by a kernel of our own; it wants head sizes that are powers of
+    two, and leaves others to PyTorch.
+    """
+
+    def __init__(self, layer: Layer, own_attention: bool = False) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head_size, self.grouped = attention.head_size, attention.grouped
+        self.own_attention = own_attention and self.head_size.bit_count() == 1
         self.heads = attention.q_proj.out_features // self.head_size
         self.key_value_heads = attention.k_proj.out_features // self.head_size
         self.input_layernorm = layer.input_layernorm
@@ -58,7 +65,27 @@ class FusedLayer(nn.Module):
         cosine, sine: `[B, 1, S, head size]`. keys, values: this layer's cache, `[B, H, length, head size]`. rows: int64
         `[B, 1]`, 0..B-1. slots: int64 `[B, S]`. bias: `[B, 1, S, length]`, 0 where a query may look, else -inf.
         """
-        qkv = self.qkv(self.input_layernorm(x)).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        qkv = self.qkv(self.input_layernorm(x))
+        if self.own_attention and x.is_cuda and x.shape[1] <= SHORT:
+            attended = attend(qkv, cosine, sine, keys, values, slots, bias)
+        else:
+            attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
+        x = x + self.o_proj(attended)
+        gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
+        return x + self.down_proj(functional.silu(gate) * up)
+
+    def _attend(
+        self,
+        qkv: Tensor,
+        cosine: Tensor,
+        sine: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Tensor,
+        slots: Tensor,
+        bias: Tensor,
+    ) -> Tensor:
+        qkv = qkv.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
         rotated = rotate(qkv[:, : self.heads + self.key_value_heads], cosine, sine)
         queries, new_keys = rotated.split([self.heads, self.key_value_heads], dim=1)  # [B, H, S, head size]
         keys[rows, :, slots] = new_keys.transpose(1, 2)
@@ -66,9 +93,7 @@ class FusedLayer(nn.Module):
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, enable_gqa=self.grouped
         )
-        x = x + self.o_proj(attended.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
-        return x + self.down_proj(functional.silu(gate) * up)
+        return attended.transpose(1, 2).flatten(2)
 
 
 class FusedLanguageModel(LanguageModel):
@@ -76,15 +101,16 @@ class FusedLanguageModel(LanguageModel):
     memory than one layer besides. The plain one is of no use afterwards.
 
     attention: PyTorch's kernel to use, its own choice unless given; where it cannot, a RuntimeError says why.
+    own_attention: as for a layer.
     """
 
-    def __init__(self, plain: LanguageModel, attention: SDPBackend | None = None) -> None:
+    def __init__(self, plain: LanguageModel, attention: SDPBackend | None = None, own_attention: bool = False) -> None:
         nn.Module.__init__(self)
         self.config, self.model, self.lm_head = plain.config, plain.model, plain.lm_head
         self._attention = attention
         layers = self.model.layers
         for index in range(len(layers)):
-            layers[index] = FusedLayer(cast(Layer, layers[index]))
+            layers[index] = FusedLayer(cast(Layer, layers[index]), own_attention)
 
     def forward(
         self,

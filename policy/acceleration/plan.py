@@ -42,10 +42,10 @@ class Acceleration:
     joined: joined projections in the language model. parallel_towers: both vision towers at once, on a GPU.
     compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. tuned: also
     try kernels for every matrix product, for each length anew; only for passes whose lengths are few. attention:
-    the language model's kernel, PyTorch's choice unless named. kernels: "skinny" for a kernel of our own in the
-    language model's products of few rows, on a GPU. precision: of the language model's layers; "int8" for weights of 8
-    bits, which that kernel multiplies whatever the rows; "fp8" for products of 8-bit floating-point numbers, inputs
-    rounded, too. What changes the language model's layers needs them joined.
+    the language model's kernel, PyTorch's choice unless named. kernels: "skinny" for kernels of our own in the
+    language model's passes of few tokens, on a GPU. precision: of the language model's layers; "int8" for weights of 8
+    bits, whose products are always made by a kernel of our own; "fp8" for products of 8-bit floating-point numbers,
+    inputs rounded, too. What changes the language model's layers needs them joined.
     """
 
     joined: bool = True
@@ -73,7 +73,7 @@ PRESETS = {
     "joined": Acceleration(),
     "compiled": Acceleration(compiled=True),
     "skinny": Acceleration(compiled=True, kernels="skinny"),
-    "int8": Acceleration(compiled=True, precision="int8"),
+    "int8": Acceleration(compiled=True, kernels="skinny", precision="int8"),
     "fp8": Acceleration(compiled=True, precision="fp8"),
 }
 
@@ -95,7 +95,9 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     if plan.kernels == "skinny" or plan.precision == "int8":
         check_kernels(model.device)
     if plan.joined:
-        model.language_model = FusedLanguageModel(model.language_model, _BACKENDS[plan.attention])
+        model.language_model = FusedLanguageModel(
+            model.language_model, _BACKENDS[plan.attention], plan.kernels == "skinny"
+        )
     if kind := _product_kind(plan):
         for layer in model.language_model.model.layers:
             _replace_products(layer, kind)

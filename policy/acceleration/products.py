@@ -21,7 +21,7 @@ _CAPABILITY = (8, 0)
 
 
 def check_kernels(device: torch.device) -> None:
-    """Raise ValueError where the kernel cannot run; on a CPU, PyTorch's product takes its place."""
+    """Raise ValueError where our kernels cannot run; on a CPU, PyTorch's own take their place."""
     if device.type != "cuda":
         return
     if find_spec("triton") is None:

@@ -39,8 +39,8 @@ ARRANGEMENTS: dict[str, tuple[Acceleration, bool]] = {
     "compiled, tuned": (Acceleration(compiled=True, tuned=True), True),
     "skinny": (Acceleration(kernels="skinny"), True),
     "skinny, compiled": (Acceleration(compiled=True, kernels="skinny"), True),
-    "int8": (Acceleration(precision="int8"), True),
-    "int8, compiled": (Acceleration(compiled=True, precision="int8"), True),
+    "int8": (Acceleration(kernels="skinny", precision="int8"), True),
+    "int8, compiled": (Acceleration(compiled=True, kernels="skinny", precision="int8"), True),
     "fp8": (Acceleration(precision="fp8"), True),
     "fp8, compiled": (Acceleration(compiled=True, precision="fp8"), True),
 }

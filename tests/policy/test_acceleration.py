@@ -183,8 +183,15 @@ def greedy_on_gpu(model: OpenVLA) -> list[Tensor]:
 @torch.inference_mode()
 @pytest.mark.parametrize(
     "plan",
-    [Acceleration(), Acceleration(attention="math"), Acceleration(compiled=True)],
-    ids=["joined", "math", "compiled"],
+    [
+        Acceleration(),
+        Acceleration(attention="math"),
+        Acceleration(compiled=True),
+        Acceleration(kernels="skinny"),
+        Acceleration(compiled=True, kernels="skinny"),
+        Acceleration(kernels="skinny", precision="int8"),
+    ],
+    ids=["joined", "math", "compiled", "skinny", "skinny compiled", "int8"],
 )
 def test_graphs_of_an_arranged_network_on_a_gpu(small_config: OpenVLAConfig, plan: Acceleration) -> None:
     """Twice, so that graphs are first recorded and then replayed; the first step, before near-ties can part ways."""
