@@ -128,7 +128,7 @@ def report(sweep: SweepConfig, result: SweepResult, output: Path, console: Conso
     """Write and print what all runs so far have given."""
     records = result.records()
     for line in result.missing():
-        console.print(f"missing: {line}", highlight=False)
+        console.print(f"missing: {line}", highlight=False, soft_wrap=True)
     if not records:
         raise SystemExit(f"{sweep.runs} has no episodes of this policy yet; give more time")
     cells = cells_of(records)

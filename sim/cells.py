@@ -81,7 +81,7 @@ class Cell:
         ticks = sum(control.ticks for control in held)
         if not ticks:
             return {}
-        answered = sum(control.decisions + control.dropped for control in held)
+        asked = sum(len(record.decision_ms) for record in self.records if record.control)
         seconds = sum(control.simulated_s for control in held)
         solved = [r.control.simulated_s for r in self.records if r.control and r.outcome is Outcome.SUCCESS]
         return {
@@ -90,7 +90,7 @@ class Cell:
             "stale_share": round(sum(control.stale for control in held) / ticks, 4),
             "hold_share": round(sum(control.holds for control in held) / ticks, 4),
             "holds_per_episode": round(sum(control.holds for control in held) / len(held), 2),
-            "deadline_miss_share": round(sum(c.deadline_misses for c in held) / answered, 4) if answered else None,
+            "deadline_miss_share": round(sum(c.deadline_misses for c in held) / asked, 4) if asked else None,
             "dropped": sum(control.dropped for control in held),
             "path_m": round(float(np.mean([control.path_m for control in held])), 4),
             "jerk_m_s3": round(float(np.mean([control.jerk for control in held])), 2),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sim.latency import missing_trace
-from sim.protocol import CONTROL_HZ, Protocol
+from sim.protocol import CONTROL_HZ, OFFICIAL, Protocol
 from sim.suites import parse_numbers
 from sim.timing import Timing
 
@@ -122,10 +122,10 @@ class SweepConfig:
         return Condition(serving, self._timing(row.latency), protocol, self._suites(drift), self.initial_states, file)
 
     def timed(self) -> Condition:
-        """The lock-step run of one suite that tells how long that takes."""
+        """The lock-step run of one suite, as published ones, that tells how long that takes."""
         serving, suites = Serving(self.decodings[0]), (self.timed_suite,)
         file = self._file(Row(serving.decoding, "lock-step"), f"{self.timed_suite} alone")
-        return Condition(serving, Timing(), Protocol(control_hz=self.control_hz), suites, self.timed_states, file)
+        return Condition(serving, Timing(), OFFICIAL, suites, self.timed_states, file)
 
     def servers(self, most: int) -> dict[Serving, int]:
         """How many servers each serving is to have: its share of the episodes, but at least one.

@@ -5,6 +5,7 @@ Knows cells (`sim.cells`) and matplotlib. Does not know files or HTML.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours, which all eyes can tell apart, less black and yellow, which need a light or a dark page; the
 # blue is a little lighter for the same reason.
 COLOURS = ("#1F86C9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "os^Dvp"
+MARKERS = "Ds^vpX"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +114,16 @@ def _decoding_drawings(decoded: dict[str, DecodingStatistics]) -> Iterator[Drawi
 def _panel(draw: Callable[[Axes], None]) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
     draw(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small", frameon=False)
+    named = len(axes.get_legend_handles_labels()[0])
+    if named:
+        figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    figure.set_size_inches(5.0, 3.4 + 0.2 * math.ceil(named / 2))
     return figure
 
 
@@ -148,21 +151,30 @@ def _success_over_latency(axes: Axes, cells: Sequence[Cell]) -> None:
             label = ", ".join(part for part in (decoder, kind) if part)
             axes.errorbar(middle, rates, yerr=np.hstack(lengths), color=colour, marker="o", capsize=2, label=label)
         for cell in own:
-            rate, length = _interval(cell)
             if cell.clock == LOCK_STEP:
-                axes.axhline(rate, color=colour, linestyle=":", label=f"{decoder}, lock-step")
-            elif not cell.injected:
-                _mark(axes, cell, rate, length, colour)
+                axes.axhline(_interval(cell)[0], color=colour, linestyle=":", label=f"{decoder}, lock-step")
+        markers = cycle(MARKERS)
+        for cell in own:
+            if cell.clock != LOCK_STEP and not cell.injected:
+                _mark(axes, cell, colour, next(markers))
     axes.set_xlabel("control latency, ms")
     _success_axis(axes)
 
 
-def _mark(axes: Axes, cell: Cell, rate: float, length: list[list[float]], colour: str) -> None:
+def _mark(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
     """A measured or replayed latency: its median, and a bar to its 95 % quantile."""
-    latency = cell.control_latency
-    axes.errorbar(latency.p50_ms, rate, yerr=length, color=colour, marker="D", capsize=2, linestyle="none")
+    latency, (rate, length) = cell.control_latency, _interval(cell)
+    axes.errorbar(
+        latency.p50_ms,
+        rate,
+        yerr=length,
+        color=colour,
+        marker=marker,
+        capsize=2,
+        linestyle="none",
+        label=f"{short_name(cell)} ({cell.decoder})",
+    )
     axes.plot([latency.p50_ms, latency.p95_ms], [rate, rate], color=colour, linewidth=3, alpha=0.5)
-    axes.annotate(short_name(cell), (latency.p50_ms, rate), xytext=(4, 5), textcoords="offset points", fontsize="small")
 
 
 def _success_over_rate(axes: Axes, cells: Sequence[Cell]) -> None:
@@ -191,7 +203,7 @@ def _latency_distribution(axes: Axes, cells: Sequence[Cell]) -> None:
 
     pooled: dict[str, list[np.ndarray]] = {}
     for cell in cells:
-        pooled.setdefault(f"{cell.decoder}, {short_name(cell)}", []).append(cell.decision_ms)
+        pooled.setdefault(f"{short_name(cell)} ({cell.decoder})", []).append(cell.decision_ms)
     for index, (name, parts) in enumerate(pooled.items()):
         milliseconds = np.sort(np.concatenate(parts))
         shares = np.arange(1, len(milliseconds) + 1) / len(milliseconds)

@@ -221,3 +221,11 @@ def test_several_evaluations_share_their_workers(tmp_path):
     assert found == [evaluate(each, source, progress=False) for each in (fast, slow, far)]
     with pytest.raises(ValueError, match="4 episodes are in two"):
         evaluation.evaluate_all([(far, host), (far, StandingPolicy(source))], progress=False)
+
+
+def test_tasks_are_dealt_out_to_hosts_of_the_same_policy(tmp_path):
+    hosts = [StandingPolicy(ForwardSource(tmp_path)) for _ in range(3)]
+    dealt = evaluation.dealt_out(config(tmp_path), hosts)
+    assert [(each.tasks, host) for each, host in dealt] == [((0,), hosts[0]), ((1,), hosts[1])]
+    assert [len(records) for records in evaluation.evaluate_all(dealt, live=2, progress=False)] == [2, 2]
+    assert len(read_records(tmp_path / "x.jsonl")) == 4

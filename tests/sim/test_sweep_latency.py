@@ -124,3 +124,41 @@ def test_a_result_without_time_to_run_anything(tmp_path):
     result = json.loads((tmp_path / "latency.json").read_text())
     assert result["headline"] == {"static": {"slow": 0.5}, "moving": {}, "suite_seconds": None}
     assert [(row["episodes"], row["latency_p50_ms"]) for row in result["rows"]] == [(2, 300.0)]
+
+
+def test_from_a_trace_to_a_page(tmp_path):
+    LatencyTrace((120.0, 90.0), "big", "default", "cuda", "bfloat16").save(tmp_path / "traces" / "relaxed.json")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"""
+        sweep:
+          latencies: ["0"]
+          rows: {{relaxed: {{decoding: default, latency: "trace:{tmp_path}/traces/relaxed.json"}}}}
+          drifts: [0]
+          suites: [fake]
+          tasks: 0-1
+          initial_states: "0"
+          timed_suite: fake
+          timed_states: "1"
+          runs: {tmp_path}/runs
+        servers: 2
+        workers: 2
+        output: {tmp_path}/latency.json
+        """
+    )
+    sweep, report = ([sys.executable, f"scripts/{name}.py"] for name in ("sweep_latency", "report"))
+    for _ in range(2):  # the second time nothing is left to be run
+        finished = subprocess.run([*sweep, "--config", config], cwd=REPOSITORY, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+        assert "missing" not in finished.stdout
+    headline = json.loads((tmp_path / "latency.json").read_text())["headline"]
+    assert headline["static"]["relaxed"] in (0.0, 0.5, 1.0)
+    assert 0 < headline["suite_seconds"] < 500 * 60
+    files = sorted((tmp_path / "runs").glob("*.jsonl"))
+    assert [(file.stem, len(EpisodeLog(file).records)) for file in files] == [
+        ("default-0-static", 2),
+        ("default-lock-step-fake-alone", 2),
+        ("default-trace-relaxed-static", 2),
+    ]
+    subprocess.run([*report, tmp_path / "runs"], cwd=REPOSITORY, check=True, capture_output=True)
+    assert "relaxed (default)" in (tmp_path / "runs" / "report" / "index.html").read_text()
