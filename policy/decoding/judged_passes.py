@@ -16,10 +16,10 @@ from torch import Tensor
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.cache import CachePool
 from policy.decoding.capture import Record, captured
-from policy.decoding.pictures import GRID, SKETCHED, Sketcher, is_still, picture_features
+from policy.decoding.pictures import GRID, is_still, picture_features
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
-from policy.decoding.transfer import shared_memory, wait_for
+from policy.decoding.transfer import mark, shared_memory
 from policy.decoding.tree import DRAFTED_DIMENSIONS, TREE_COLUMNS, Draft, TokenTree
 from policy.decoding.verification import Verification, judge, judged_columns
 from policy.openvla.config import ACTION_DIMENSIONS
@@ -67,8 +67,7 @@ class Desk:
     prompts: their embeddings and lengths. before, picture: float32 `[B, features]`, see `picture_features`, of the
     sessions' last frames and of these. hidden: `[B, 1 + nodes, width]`, the hidden states that the last pass's logits
     came from. prompt_hidden: `[B, S, width]`, the prompts' hidden states. The last two only where a head needs them.
-    sketches: float32 `[B, 64]`, or `[B, 0]` unless wanted, on the host. notes: by the tree's nodes. remembered: int64
-    `[B, 16]`, on the host, what is known of the sessions.
+    notes: by the tree's nodes. remembered: int64 `[B, 16]`, on the host, what is known of the sessions.
     """
 
     prompts: PromptBatch
@@ -76,17 +75,15 @@ class Desk:
     picture: Tensor
     hidden: Tensor
     prompt_hidden: Tensor
-    sketches: Tensor
     notes: dict[int, Note]
     remembered: np.ndarray
 
 
 class JudgedPasses:
-    """Passes over the same prompts: `lay` and `look` first, then `prefill`, and then any number of `extend`.
+    """Passes over the same prompts: `lay` first, then `prefill`, and then any number of `extend`.
 
-    nodes: the largest number of nodes of any tree. sketches: whether `look` shall make what tells pictures apart.
-    keeps_hidden: whether hidden states are kept for a head. record: replays everything that belongs to a pass as one;
-    it runs launch by launch unless given.
+    nodes: the largest number of nodes of any tree. keeps_hidden: whether hidden states are kept for a head. record:
+    replays everything that belongs to a pass as one; it runs launch by launch unless given.
     """
 
     def __init__(
@@ -94,16 +91,13 @@ class JudgedPasses:
         model: OpenVLA,
         rule: AcceptanceRule,
         nodes: int,
-        sketches: bool = False,
         keeps_hidden: bool = False,
         record: Record | None = None,
     ) -> None:
         self._model, self._rule, self._nodes = model, rule, nodes
-        self._sketch = Sketcher(GRID**2 * model.config.language.width, model.device) if sketches else None
         self._keeps_hidden = keeps_hidden
         self._caches = CachePool(model)
         self._desks: dict[tuple[int, int], Desk] = {}
-        self._look = captured(self._run_look, record)
         self._prefill = captured(self._run_prefill, record)
         self._extend = captured(self._run_extend, record)
 
@@ -122,14 +116,6 @@ class JudgedPasses:
                 place.copy_(picture)
         desk.remembered = _remembered([picture is not None for picture in pictures], state)
         return desk
-
-    def look(self, desk: Desk) -> None:
-        """Put the pictures' features and their sketches on the desk; the latter are there after `wait`."""
-        self._look((), desk)
-
-    def wait(self) -> None:
-        """Until everything is done that was asked for."""
-        wait_for(self._model.device)
 
     def prefill(self, desk: Desk, drafts: Sequence[Draft], nodes: int) -> Verification:
         """Read the prompts and trees of complete actions behind them, padded to `nodes`."""
@@ -156,16 +142,12 @@ class JudgedPasses:
         asked[:, _REMEMBERED + 1 : _KNOWN] = [[*ids, *_PADDING][:DRAFTED_DIMENSIONS] for ids in decided]
         asked[:, _KNOWN:] = TokenTree.pack(drafts, nodes)
         run((), desk, note)
-        self.wait()
+        mark(self._model.device)()
         return Verification.unpack(note.told.numpy().copy(), nodes)
-
-    def _run_look(self, desk: Desk) -> None:
-        desk.picture.copy_(picture_features(desk.prompts.embeddings))
-        if self._sketch is not None:
-            desk.sketches.copy_(self._sketch(desk.picture), non_blocking=True)
 
     def _run_prefill(self, desk: Desk, note: Note) -> None:
         known, tree = self._read(note)
+        desk.picture.copy_(picture_features(desk.prompts.embeddings))
         passes = TargetPasses(self._model, desk.prompts, self._nodes, self._caches)
         logits = passes.prefill(tree)
         if self._keeps_hidden:
@@ -201,7 +183,6 @@ class JudgedPasses:
             picture=features.clone(),
             hidden=empty(batch, rows, width),
             prompt_hidden=empty(batch, slots, width),
-            sketches=shared_memory((batch, SKETCHED if self._sketch else 0), torch.float32, self._model.device),
             notes={},
             remembered=np.zeros((batch, _REMEMBERED), np.int64),
         )

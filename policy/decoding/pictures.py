@@ -1,16 +1,20 @@
 """What speculation remembers of a picture: to tell whether it has changed, and to find one that looked alike.
 
-Knows the target's projected patches. Knows nothing of pixels, sessions or actions.
+Knows the target's projected patches and its pixels. Knows nothing of sessions or actions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from policy.openvla.config import PATCHES
+from policy.decoding.capture import Record, captured
+from policy.decoding.transfer import mark, shared_memory
+from policy.openvla.config import IMAGE_SIDE, PATCHES
 
 # The patches of a frame are averaged over a grid of this many cells a side, so that places stay apart.
 GRID = 4
@@ -18,7 +22,9 @@ _PATCH_GRID = int(PATCHES**0.5)
 # Two frames are the same picture where features differ by less than this share of their length. In 4,000 frames of a
 # moving LIBERO arm the smallest difference was 0.0034, the median 0.024.
 STILL_TOLERANCE = 0.003
+# A sketch is so many numbers, made of a thumbnail with one place for so many pixels in each direction.
 SKETCHED = 64
+_CELL = 7
 
 
 def picture_features(embeddings: Tensor) -> Tensor:
@@ -34,12 +40,38 @@ def is_still(before: Tensor, now: Tensor) -> Tensor:
 
 
 class Sketcher:
-    """Projects features at random to a few numbers (Johnson and Lindenstrauss 1984: distances survive it)."""
+    """Sums frames up in a few numbers each, by which those that look alike are found.
 
-    def __init__(self, features: int, device: torch.device | str) -> None:
-        normal = np.random.default_rng(0).standard_normal((features, SKETCHED), np.float32)
+    That needs pixels only, so drafting goes on while the target looks at the frame; on logged episodes thumbnails found
+    actions as near as the target's own features did. record: replays it where given.
+    """
+
+    def __init__(self, device: torch.device, record: Record | None = None) -> None:
+        normal = np.random.default_rng(0).standard_normal((3 * (IMAGE_SIDE // _CELL) ** 2, SKETCHED), np.float32)
         self._projection = torch.from_numpy(normal / np.float32(np.sqrt(SKETCHED))).to(device)
+        self._device = device
+        self._run = captured(self._sketch, record)
+        self._found: dict[int, Tensor] = {}  # on the host, by the number of frames
 
-    def __call__(self, features: Tensor) -> Tensor:
-        """Float32 `[B, 64]` of features float32 `[B, features]`, brought to length one first."""
-        return features / features.norm(dim=1, keepdim=True).clamp(min=1e-6) @ self._projection
+    def look(self, pixels: Tensor) -> Callable[[], np.ndarray]:
+        """Begin with pixel values `[B, 6, 224, 224]`; what comes back waits, when it is called, for float32 `[B, 64]`."""
+        batch = len(pixels)
+        if batch not in self._found:
+            self._found[batch] = shared_memory((batch, SKETCHED), torch.float32, self._device)
+        found = self._found[batch]
+        self._run((pixels,), found)
+        wait = mark(self._device)
+
+        def read() -> np.ndarray:
+            wait()
+            return found.numpy().copy()
+
+        return read
+
+    def _sketch(self, pixels: Tensor, found: Tensor) -> None:
+        """A thumbnail of one tower's channels, brought to length one and projected at random (Johnson and Lindenstrauss
+        1984: distances survive it).
+        """
+        thumbnails = functional.avg_pool2d(pixels[:, :3].float(), _CELL).flatten(1)
+        unit = thumbnails / thumbnails.norm(dim=1, keepdim=True).clamp(min=1e-6)
+        found.copy_(unit @ self._projection, non_blocking=True)

@@ -9,7 +9,8 @@ tokens needs at most 7 passes, the prompt's included, which is what plain decodi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -19,8 +20,9 @@ from torch import Tensor
 from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
 from policy.decoding.capture import Record
 from policy.decoding.head_tail import HeadTail
-from policy.decoding.judged_passes import Desk, JudgedPasses
+from policy.decoding.judged_passes import JudgedPasses
 from policy.decoding.memory import EpisodeMemory
+from policy.decoding.pictures import Sketcher
 from policy.decoding.progress import UNKNOWN, ActionProgress
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
@@ -28,7 +30,7 @@ from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft
 from policy.decoding.verification import Verification
 from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
 from policy.drafting.placement import Placement
-from policy.openvla.config import PATCHES
+from policy.openvla.config import IMAGE_SIDE, PATCHES
 from policy.openvla.model import OpenVLA
 from policy.types import DecodeTrace
 
@@ -39,6 +41,14 @@ Proposals = dict[str, np.ndarray]
 
 # Trees of one batch share a width, a multiple of this.
 _WIDTHS = 8
+
+
+class _Looking(NamedTuple):
+    """What was begun when a frame came in: sketches of it, and by name what drafters make of it that see it."""
+
+    sight: Sight | None = None
+    sketches: Pending | None = None
+    drafts: Mapping[str, Pending] = MappingProxyType({})
 
 
 class _Lesson(NamedTuple):
@@ -82,11 +92,12 @@ class SpeculativeDecoder:
         self._tail = tail
         self._seeing = tuple(seeing)
         self._head = head
-        self._looking: tuple[Sight | None, dict[str, Pending]] = (None, {})
+        self._looking = _Looking()
         self._memories: dict[str, EpisodeMemory] = {}
         self._lessons: list[_Lesson] = []
-        sketches = any(drafter.needs_features for drafter in self._drafters)
-        self._passes = JudgedPasses(model, rule, self._most_nodes, sketches, head is not None, record)
+        self._sketched = tuple(drafter.name for drafter in self._drafters if drafter.needs_features)
+        self._sketcher = Sketcher(model.device, record) if self._sketched else None
+        self._passes = JudgedPasses(model, rule, self._most_nodes, head is not None, record)
 
     @property
     def _most_nodes(self) -> int:
@@ -98,21 +109,21 @@ class SpeculativeDecoder:
 
     def look(self, sight: Sight) -> None:
         """Let drafters that look for themselves begin; `decode` of prompts with this sight uses what they find."""
-        self._looking = (
-            sight,
-            {drafter.name: drafter.look(sight.pixels, sight.instructions) for drafter in self._seeing},
-        )
+        sketches = None if self._sketcher is None else self._sketcher.look(sight.pixels)
+        drafts = {drafter.name: drafter.look(sight.pixels, sight.instructions) for drafter in self._seeing}
+        self._looking = _Looking(sight, sketches, drafts)
 
     def rehearse(self, prompts: PromptBatch) -> None:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
         batch = len(prompts.lengths)
         desk = self._passes.lay(prompts, [None] * batch, AcceptanceState.fresh(batch))
-        self._passes.look(desk)
         for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
             self._passes.prefill(desk, [Draft()] * batch, width)
             self._passes.extend(desk, [[0]] * batch, [Draft(1)] * batch, width)
         if self._head is not None:
             HeadTail(self._head, desk).rehearse()
+        if self._sketcher is not None:
+            self._sketcher.look(torch.zeros(batch, 6, IMAGE_SIDE, IMAGE_SIDE, device=self.model.device))
         for drafter in self._seeing:
             drafter.rehearse(batch, prompts.embeddings.shape[1] - PATCHES)
 
@@ -131,10 +142,10 @@ class SpeculativeDecoder:
         self._study()
         state = AcceptanceState.stack([memory.state for memory in memories])
         desk = self._passes.lay(prompts, [memory.picture for memory in memories], state)
-        self._passes.look(desk)
-        contexts = self._contexts(prompts, memories, desk)
+        looking = self._looked(prompts)
+        contexts = self._contexts(prompts, memories, looking)
         proposals = [self._propose(context) for context in contexts]
-        claims = self._seen(prompts)
+        claims = self._seen(looking, len(memories))
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
         progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
         head = None if self._head is None else HeadTail(self._head, desk)
@@ -171,30 +182,31 @@ class SpeculativeDecoder:
                 self._placement.learn(lesson.proposals[row] | {JACOBI: action.guess}, chosen, lesson.claims[row])
         self._lessons.clear()
 
-    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], desk: Desk) -> list[DraftContext]:
+    def _looked(self, prompts: PromptBatch) -> _Looking:
+        """What was begun by `look` or is begun now."""
+        if names := [*self._sketched, *(drafter.name for drafter in self._seeing)]:
+            if prompts.sight is None:
+                raise ValueError(f"{', '.join(names)} must see the frames; give PromptBatch.embed the sight, too")
+            if self._looking.sight is not prompts.sight:
+                self.look(prompts.sight)
+        looking, self._looking = self._looking, _Looking()
+        return looking
+
+    def _contexts(self, prompts: PromptBatch, memories: list[EpisodeMemory], looking: _Looking) -> list[DraftContext]:
         features: Sequence[np.ndarray | None] = [None] * len(memories)
-        if desk.sketches.shape[1]:
-            self._passes.wait()
-            features = list(desk.sketches.numpy().copy())
+        if looking.sketches is not None:
+            features = list(looking.sketches())
         return [
             DraftContext(key, memory.history, features=row)
             for memory, row, key in zip(memories, features, prompts.keys, strict=True)
         ]
 
-    def _seen(self, prompts: PromptBatch) -> list[Proposals]:
+    def _seen(self, looking: _Looking, batch: int) -> list[Proposals]:
         """What drafters that look for themselves say, for each session."""
-        found: list[Proposals] = [{} for _ in prompts.lengths]
-        if not self._seeing:
-            return found
-        if prompts.sight is None:
-            names = ", ".join(drafter.name for drafter in self._seeing)
-            raise ValueError(f"{names} must see the frames; give PromptBatch.embed the sight, too")
-        if self._looking[0] is not prompts.sight:
-            self.look(prompts.sight)
-        for name, pending in self._looking[1].items():
+        found: list[Proposals] = [{} for _ in range(batch)]
+        for name, pending in looking.drafts.items():
             for row, claims in zip(found, pending(), strict=True):
                 row[name] = claims
-        self._looking = (None, {})
         return found
 
     def _propose(self, context: DraftContext) -> Proposals:

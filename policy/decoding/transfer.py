@@ -6,6 +6,8 @@ for all that the GPU still has to do.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,7 +24,8 @@ def shared_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what its stream was given, so that what it wrote can be read."""
-    if device.type == "cuda":
-        torch.cuda.current_stream(device).synchronize()
+def mark(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that its stream was given so far, so that what it wrote can be read."""
+    if device.type != "cuda":
+        return lambda: None
+    return torch.cuda.current_stream(device).record_event().synchronize

@@ -27,7 +27,7 @@ class DraftContext:
 
     instruction_key: equal for equal prompts. history: int64 `[T, 7]`, bins of the episode's actions so far, oldest
     first. known: bins of this action that are decided already, so the draft starts at dimension `len(known)`.
-    features: float32 `[64]`, a sketch of the picture, see `policy.decoding.pictures`; None unless a drafter needs it.
+    features: float32 `[64]`, a sketch of the frame, see `policy.decoding.pictures`; None unless a drafter needs it.
     """
 
     instruction_key: int
@@ -43,7 +43,7 @@ class DraftContext:
 class Drafter(Protocol):
     """Proposes whole actions. One drafter serves all sessions; what belongs to one session is in the context.
 
-    needs_features: whether `DraftContext.features` must be there, which costs a copy from the device.
+    needs_features: whether `DraftContext.features` must be there.
     """
 
     name: str

@@ -80,10 +80,10 @@ def test_first_action_is_the_data_sets_mean() -> None:
 
 
 def alike_pictures(random: np.random.Generator) -> np.ndarray:
-    """Sketches of three pictures and of one that is nearly the second."""
-    pictures = random.normal(size=(4, 500)).astype(np.float32)
-    pictures[3] = pictures[1] + 0.1 * pictures[3]
-    return Sketcher(500, "cpu")(torch.from_numpy(pictures)).numpy()
+    """Sketches of three frames and of one that is nearly the second."""
+    pixels = np.tile(random.normal(size=(4, 3, 224, 224)), (1, 2, 1, 1)).astype(np.float32)
+    pixels[3] = pixels[1] + 0.1 * pixels[3]
+    return Sketcher(torch.device("cpu")).look(torch.from_numpy(pixels))()
 
 
 def test_retrieval_finds_the_moment_that_looked_alike() -> None:
@@ -93,7 +93,7 @@ def test_retrieval_finds_the_moment_that_looked_alike() -> None:
     for number, picture in enumerate(pictures):
         drafter.observe(DraftContext(1, history(50), features=picture), np.full(7, 10 * number))
     assert drafter.propose(DraftContext(1, history(50), features=nearly)).tolist() == [10] * 7
-    assert drafter.propose(DraftContext(1, history(50), known=(20, 20), features=nearly)).tolist() == [20] * 7
+    assert drafter.propose(DraftContext(1, history(50), known=(20, 20, 20), features=nearly)).tolist() == [20] * 7
     assert drafter.propose(DraftContext(2, history(50), features=nearly)) is None
     for _ in range(8):  # the oldest are forgotten
         drafter.observe(DraftContext(2, history(50), features=pictures[0]), np.full(7, 99))

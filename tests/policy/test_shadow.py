@@ -117,7 +117,8 @@ def test_exact_decoding_does_not_deviate_and_tolerance_saves_passes(small_model:
     assert plain["passes"] == 7
     assert exact["identical_share"] == plain["identical_share"] == 1.0
     assert exact["dx_mm"]["max"] == exact["dyaw_mrad"]["max"] == 0
-    assert drafted["passes"] == corrected["passes"] < exact["passes"]
+    # Not equally many: this target leaves the action tokens at times, depending on what was emitted before.
+    assert max(drafted["passes"], corrected["passes"]) < exact["passes"]
     # The first coordinate follows no draft, so the target's own choice of it is that of plain decoding.
     assert corrected["dx_mm"]["max"] == 0 < drafted["dx_mm"]["max"]
 

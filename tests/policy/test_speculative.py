@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from policy.decoding.acceptance.exact import Exact
 from policy.decoding.autoregressive import AutoregressiveDecoder
-from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.decoding.stopwatch import Stopwatch
 from policy.drafting.base import DraftContext
@@ -29,13 +30,22 @@ STATISTICS = ActionStatistics(-np.ones(7), np.ones(7), np.array([True] * 6 + [Fa
 TAILS: tuple[Tail, ...] = ("jacobi", "tree", "plain")
 
 
+class Frame(NamedTuple):
+    features: Tensor
+    sight: Sight
+
+    @classmethod
+    def of(cls, model: OpenVLA, pixels: Tensor) -> Frame:
+        return cls(model.image_features(pixels), Sight(pixels, ("", "")))
+
+
 @pytest.fixture(scope="module")
-def frames(small_model: OpenVLA) -> list[Tensor]:
-    """Features of four steps of two sessions; the pictures change little."""
+def frames(small_model: OpenVLA) -> list[Frame]:
+    """Four steps of two sessions; the pictures change little."""
     generator = torch.Generator().manual_seed(5)
     still = torch.randn(len(PROMPTS), 6, 224, 224, generator=generator)
     moved = [still + 0.02 * step * torch.randn(still.shape, generator=generator) for step in range(4)]
-    return [small_model.image_features(pixels) for pixels in moved]
+    return [Frame.of(small_model, pixels) for pixels in moved]
 
 
 class Told:
@@ -53,17 +63,17 @@ class Told:
         pass
 
 
-def plain_tokens(model: OpenVLA, frames: list[Tensor]) -> list[list[list[int]]]:
+def plain_tokens(model: OpenVLA, frames: list[Frame]) -> list[list[list[int]]]:
     decoder = AutoregressiveDecoder(model)
-    prompts = [PromptBatch.embed(model, PROMPTS, features) for features in frames]
+    prompts = [PromptBatch.embed(model, PROMPTS, *frame) for frame in frames]
     return [decoder.decode(batch, SESSIONS, Stopwatch(model.device))[0].tolist() for batch in prompts]
 
 
-def speculated(decoder: SpeculativeDecoder, frames: list[Tensor]) -> tuple[list[list[list[int]]], list[int]]:
+def speculated(decoder: SpeculativeDecoder, frames: list[Frame]) -> tuple[list[list[list[int]]], list[int]]:
     """Tokens by step, and all numbers of passes."""
     tokens, passes = [], []
-    for features in frames:
-        batch = PromptBatch.embed(decoder.model, PROMPTS, features)
+    for frame in frames:
+        batch = PromptBatch.embed(decoder.model, PROMPTS, *frame)
         ids, traces = decoder.decode(batch, SESSIONS, Stopwatch(decoder.model.device))
         tokens.append(ids.tolist())
         passes += [trace.target_passes for trace in traces]
@@ -73,7 +83,7 @@ def speculated(decoder: SpeculativeDecoder, frames: list[Tensor]) -> tuple[list[
 @torch.inference_mode()
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("nodes", [1, 6, 40])
-def test_all_drafters_and_tree_sizes(acting_model: OpenVLA, frames: list[Tensor], nodes: int, tail: Tail) -> None:
+def test_all_drafters_and_tree_sizes(acting_model: OpenVLA, frames: list[Frame], nodes: int, tail: Tail) -> None:
     material = DrafterMaterial(acting_model, STATISTICS, Path())
     rule = Exact()
     drafters = [make(material) for make in DRAFTERS.values()]
@@ -88,7 +98,7 @@ def test_all_drafters_and_tree_sizes(acting_model: OpenVLA, frames: list[Tensor]
 @pytest.mark.parametrize("tail", TAILS)
 @pytest.mark.parametrize("shift", [0, 1, 128, "random"])
 def test_right_near_wrong_and_random_drafts(
-    acting_model: OpenVLA, frames: list[Tensor], shift: int | str, tail: Tail
+    acting_model: OpenVLA, frames: list[Frame], shift: int | str, tail: Tail
 ) -> None:
     expected = plain_tokens(acting_model, frames)
     random = np.random.default_rng(0)
@@ -107,7 +117,7 @@ def test_right_near_wrong_and_random_drafts(
 
 
 @torch.inference_mode()
-def test_a_model_that_leaves_the_action_tokens(small_model: OpenVLA, frames: list[Tensor]) -> None:
+def test_a_model_that_leaves_the_action_tokens(small_model: OpenVLA, frames: list[Frame]) -> None:
     model = copy.deepcopy(small_model)
     first = model.config.action_vocabulary - ACTION_BINS
     with torch.no_grad():
@@ -126,7 +136,7 @@ def test_the_golden_checkpoint(golden_directory: Path, tail: Tail) -> None:
     model = load_checkpoint(golden_directory / "checkpoint", torch.device("cpu"), torch.float32)
     generator = torch.Generator().manual_seed(1)
     pixels = [torch.randn(2, 6, 224, 224, generator=generator) for _ in range(2)]
-    frames = [model.image_features(each) for each in pixels for _ in range(2)]  # each picture twice
+    frames = [Frame.of(model, each) for each in pixels for _ in range(2)]  # each picture twice
     rule = Exact()
     drafters = [DRAFTERS[name](DrafterMaterial(model, STATISTICS, Path())) for name in ("previous", "retrieval")]
     decoder = SpeculativeDecoder(model, rule, drafters, Placement(16, 0.0, rule.reach), tail)
