@@ -50,8 +50,8 @@ def run_episode(
     """Runs the episode that starts at official initial state `init_state`.
 
     clock: holds the policy. waiting: what the arm does without a new action. latencies: what the charged clock charges
-    for one decision after the other, None for what they take. watch: is called with the camera frame of every tick and
-    with the last one, uint8 `[R, R, 3]`, upside down.
+    for one decision after the other, None for what they take. watch: is called with the camera frame at the beginning
+    of every 1/20 s, uint8 `[R, R, 3]`, upside down.
     Raises ValueError where a camera policy meets a world without rendering.
     """
     if not env.rendered and not clock.spec.privileged:
@@ -62,7 +62,7 @@ def run_episode(
     def look() -> np.ndarray:
         log.moved(env.hand_position)
         image = observations.get("image", NO_IMAGE)
-        if watch:
+        if watch and tick % lasting == 0:
             watch(image)
         return image
 
@@ -71,9 +71,9 @@ def run_episode(
             log.answered(answer, begun=arm.begin(answer, tick))
 
     observations, _ = env.reset(options={"init_state": init_state})
+    tick, terminated, truncated = 0, False, False
     image = look()
     clock.begin(tick_ms, latencies)
-    tick, terminated, truncated = 0, False, False
     while not (terminated or truncated):
         clock.wait_for(tick)
         take_answer()
@@ -82,11 +82,12 @@ def run_episode(
             take_answer()  # where it costs no time
         command = arm.command(tick)
         may_ask = clock.may_be_idle(tick + 1) and (waiting.pipelined or not arm.busy(tick + 1))
-        env.picture_next = may_ask or watch is not None  # rendering takes most of a tick's time
+        filmed = watch is not None and (tick + 1) % lasting == 0
+        env.picture_next = may_ask or filmed  # rendering takes most of a tick's time
         observations, _, terminated, truncated, _ = env.step(command.values)
         log.stepped(command)
-        image = look()
         tick += 1
+        image = look()
     if (answer := clock.leave(tick)) is not None:
         log.left(answer)
     return EpisodeResult(terminated, tick, tuple(log.latencies_ms), tuple(log.traces), log.statistics(clock.pace()))
