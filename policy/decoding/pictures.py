@@ -54,7 +54,7 @@ class Sketcher:
         self._found: dict[int, Tensor] = {}  # on the host, by the number of frames
 
     def look(self, pixels: Tensor) -> Callable[[], np.ndarray]:
-        """Begin with pixel values `[B, 6, 224, 224]`. What comes back waits when called, and gives float32 `[B, 64]`."""
+        """Begin with pixel values `[B, 6, 224, 224]`. What comes back, called, waits for float32 `[B, 64]`."""
         batch = len(pixels)
         if batch not in self._found:
             self._found[batch] = shared_memory((batch, SKETCHED), torch.float32, self._device)
