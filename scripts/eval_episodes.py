@@ -21,6 +21,7 @@ from sim.command_line import add_pool_options, add_server_options, plain_ending,
 from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
 from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.protocol import Protocol
+from sim.records import Outcome
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table
@@ -100,6 +101,8 @@ def main() -> None:
     console = Console()
     console.print(summary_table(summaries, title))
     console.print(f"protocol: official, but {'; '.join(first.protocol_deviations)}")
+    if errors := [record.error for record in records if record.outcome is Outcome.ERROR]:
+        console.print(f"{len(errors)} errors, to be repeated by the same command; the last: {errors[-1]}")
     if chosen.summary:
         shared = conditions(records)
         write_result(chosen.summary, [summary.row() | shared for summary in summaries], headline(summaries))

@@ -22,10 +22,9 @@ from sim.decoding_statistics import DecodingStatistics
 from sim.environments import initial_state_count, task_instruction
 from sim.episode_queue import EpisodeItem
 from sim.episode_worker import EpisodeDone, EpisodeFailed
-from sim.policy_hosts import PolicyHost, StandingPolicy
+from sim.policy_hosts import PolicyHost
 from sim.protocol import OFFICIAL, Protocol
 from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
-from sim.sources import PolicySource
 from sim.timing import LOCK_STEP, Timing
 from sim.video import require_encoder
 from sim.workers import WorkerPool
@@ -90,30 +89,23 @@ def dealt_out(config: EvaluationConfig, hosts: Sequence[PolicyHost]) -> list[tup
     return [(replace(config, tasks=own), host) for own, host in zip(tasks, hosts, strict=True) if own]
 
 
-def evaluate(config: EvaluationConfig, source: PolicySource, *, progress: bool = True) -> list[EpisodeRecord]:
-    """Runs what is missing and returns the newest record of every episode of `config`, earlier runs' included.
-
-    Where the time limit was reached, episodes that were never run are left out.
-
-    Privileged policies are run without rendering, unless films are wanted. An interrupt leaves a valid file.
-    Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
-    ValueError for initial states that a task does not have and for an output file of something else.
-    """
-    return evaluate_all([(config, StandingPolicy(source))], progress=progress)[0]
-
-
 def evaluate_all(
     evaluations: Sequence[tuple[EvaluationConfig, PolicyHost]], *, live: int = 1, progress: bool = True
 ) -> list[list[EpisodeRecord]]:
-    """Several evaluations by the same workers, who keep a world for all of one protocol, whatever the policy.
+    """Runs what is missing and returns the newest record of every episode, earlier runs' included, by evaluation.
 
-    Evaluations with the same host share its policy, which is brought up when the first of its episodes is due and down
-    after the last; it stays down where none is missing. live: policies that share the workers at a time. The episodes
-    of one that cannot be brought up, or that has gone, become errors.
+    All are run by the same workers, who keep a world for everything of one protocol, whatever the policy. Evaluations
+    with the same host share its policy, which is brought up when the first of its episodes is due and down after the
+    last; it stays down where none is missing. live: policies that share the workers at a time. The episodes of one that
+    cannot be brought up, or that has gone, become errors.
 
     Workers, time limit, which bringing up policies counts towards, and render devices are those of the first
-    configuration. Otherwise as `evaluate`, for each of them. Raises ValueError also where two of them would run the
-    same episodes, and where a policy turns out to be another than its host has told.
+    configuration. Episodes that the time limit has left no time for are left out. Privileged policies are run without
+    rendering, unless films are wanted. An interrupt leaves valid files.
+
+    Raises WorkerSetupError where no world or policy can be opened, VideoUnavailableError, UnknownSuiteError, and
+    ValueError for initial states that a task does not have, for an output file of something else, where two evaluations
+    would run the same episodes, and where a policy turns out to be another than its host has told.
     """
     started = time.monotonic()
     first = evaluations[0][0]

@@ -8,12 +8,12 @@ from policy.types import Action, ActionPolicy, Observation, PolicySpec
 from sim import evaluation
 from sim.environments import World
 from sim.episode_worker import WorkerSetupError
-from sim.evaluation import EvaluationConfig, evaluate
+from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
 from sim.latency import parse_latencies, trace_of
 from sim.policy_hosts import StandingPolicy
 from sim.protocol import Protocol
-from sim.records import EndReason, Outcome, read_records
-from sim.sources import RemotePolicy, ScriptedExpert
+from sim.records import EndReason, EpisodeRecord, Outcome, read_records
+from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.statistics import SuccessRate
 from sim.suites import UnknownSuiteError
 from sim.summary import conditions, headline, summarise
@@ -48,13 +48,18 @@ class ForwardSource:
         return policy
 
 
+def evaluate_one(config: EvaluationConfig, source: PolicySource) -> list[EpisodeRecord]:
+    (records,) = evaluate_all([(config, StandingPolicy(source))], progress=False)
+    return records
+
+
 def config(tmp_path: Path, **changes) -> EvaluationConfig:
     given = {"output": tmp_path / "x.jsonl", "tasks": (0, 1), "init_states": (0, 1)} | changes
     return EvaluationConfig(suites=("fake",), **given)
 
 
 def test_an_evaluation_leaves_a_complete_record(tmp_path):
-    records = evaluate(config(tmp_path, workers=2), ForwardSource(tmp_path), progress=False)
+    records = evaluate_one(config(tmp_path, workers=2), ForwardSource(tmp_path))
     assert [(r.task, r.init_state, r.outcome) for r in records] == [
         (0, 0, Outcome.SUCCESS),
         (0, 1, Outcome.SUCCESS),
@@ -73,20 +78,20 @@ def test_an_evaluation_leaves_a_complete_record(tmp_path):
 
 
 def test_what_is_there_is_not_run_again(tmp_path):
-    evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False)
-    evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+    evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path))
+    evaluate_one(config(tmp_path), ForwardSource(tmp_path))
     assert len(read_records(tmp_path / "x.jsonl")) == 4
-    evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path, "other weights"), progress=False)
+    evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path, "other weights"))
     assert len(read_records(tmp_path / "x.jsonl")) == 6
 
 
 def test_errors_are_no_failures_and_are_repeated_by_the_next_run(tmp_path):
     (tmp_path / "broken").touch()
-    summary = summarise(evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False))[-1]
+    summary = summarise(evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path)))[-1]
     assert (summary.rate, summary.errors) == (SuccessRate(0, 0), 2)
     assert headline([summary])["errors"] == 2
     (tmp_path / "broken").unlink()
-    summary = summarise(evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False))[-1]
+    summary = summarise(evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path)))[-1]
     assert (summary.rate, summary.errors) == (SuccessRate(2, 2), 0)
 
 
@@ -99,14 +104,14 @@ def test_an_interrupt_leaves_a_file_to_go_on_from(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "WorkerPool", Interrupted)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+            evaluate_one(config(tmp_path), ForwardSource(tmp_path))
     assert len(read_records(tmp_path / "x.jsonl")) == 1
-    assert len(evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)) == 4
+    assert len(evaluate_one(config(tmp_path), ForwardSource(tmp_path))) == 4
     assert len(read_records(tmp_path / "x.jsonl")) == 4
 
 
 def test_films_of_the_first_episodes(tmp_path):
-    evaluate(config(tmp_path, tasks=(0,), videos=tmp_path / "films"), ForwardSource(tmp_path), progress=False)
+    evaluate_one(config(tmp_path, tasks=(0,), videos=tmp_path / "films"), ForwardSource(tmp_path))
     assert [path.name for path in (tmp_path / "films").iterdir()] == ["fake-00-00.mp4"]
 
 
@@ -122,7 +127,7 @@ def test_workers_share_a_served_policy(tmp_path):
     server = PolicyServer(Served(policy_id="served"), endpoint="tcp://127.0.0.1:*").start()
     try:
         server.wait_ready(10)
-        records = evaluate(config(tmp_path, workers=2), RemotePolicy(server.endpoint), progress=False)
+        records = evaluate_one(config(tmp_path, workers=2), RemotePolicy(server.endpoint))
     finally:
         server.close()
     assert {(r.policy_id, r.task, r.outcome) for r in records} == {
@@ -132,7 +137,7 @@ def test_workers_share_a_served_policy(tmp_path):
 
 
 def test_summaries_by_task_and_suite(tmp_path):
-    records = evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)
+    records = evaluate_one(config(tmp_path), ForwardSource(tmp_path))
     first, second, suite = summarise(records)
     assert (first.task, first.rate, first.steps) == (0, SuccessRate(2, 2), 2.5)
     assert (second.task, second.rate) == (1, SuccessRate(0, 2))
@@ -147,14 +152,14 @@ def test_summaries_by_task_and_suite(tmp_path):
 
 def test_the_expert_needs_a_simulator_to_read(tmp_path):
     with pytest.raises(WorkerSetupError, match="TypeError"):
-        evaluate(config(tmp_path), ScriptedExpert(), progress=False)
+        evaluate_one(config(tmp_path), ScriptedExpert())
 
 
 def test_tasks_and_states_that_do_not_exist_are_refused_before_anything_is_recorded(tmp_path):
     with pytest.raises(UnknownSuiteError, match="not 2"):
-        evaluate(config(tmp_path, tasks=(0, 2)), ForwardSource(tmp_path), progress=False)
+        evaluate_one(config(tmp_path, tasks=(0, 2)), ForwardSource(tmp_path))
     with pytest.raises(ValueError, match="fake task 1 has no initial state 50; choose 0 to 49"):
-        evaluate(config(tmp_path, tasks=(1,), init_states=(3, 50)), ForwardSource(tmp_path), progress=False)
+        evaluate_one(config(tmp_path, tasks=(1,), init_states=(3, 50)), ForwardSource(tmp_path))
     assert not (tmp_path / "x.jsonl").exists()
 
 
@@ -165,17 +170,17 @@ def test_impossible_evaluations_are_refused(tmp_path, bad):
 
 
 def test_a_time_limit_leaves_the_rest_to_a_later_run(tmp_path):
-    assert evaluate(config(tmp_path, time_limit=1e-9), ForwardSource(tmp_path), progress=False) == []
-    assert len(evaluate(config(tmp_path), ForwardSource(tmp_path), progress=False)) == 4
+    assert evaluate_one(config(tmp_path, time_limit=1e-9), ForwardSource(tmp_path)) == []
+    assert len(evaluate_one(config(tmp_path), ForwardSource(tmp_path))) == 4
     assert len(read_records(tmp_path / "x.jsonl")) == 4
     with pytest.raises(ValueError, match="time_limit must be a positive number of seconds, got 0"):
         config(tmp_path, time_limit=0)
 
 
 def test_time_that_passes_is_part_of_what_was_measured(tmp_path):
-    in_time = evaluate(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path), progress=False)
+    in_time = evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path))
     late = config(tmp_path, tasks=(0,), timing=Timing("charged", "200"), protocol=Protocol(step_limit=12))
-    first = evaluate(late, ForwardSource(tmp_path), progress=False)
+    first = evaluate_one(late, ForwardSource(tmp_path))
     assert [record.outcome for record in in_time] == [Outcome.SUCCESS] * 2
     assert [(r.clock, r.timing, r.outcome) for r in first] == [
         ("charged", ("latency 200 ms",), Outcome.SUCCESS),  # two steps of motion, four of waiting each
@@ -184,14 +189,14 @@ def test_time_that_passes_is_part_of_what_was_measured(tmp_path):
     assert first[0].control is not None
     assert (first[0].control.decisions, first[0].control.holds, first[0].steps) == (2, 8, 10)
     assert (first[0].decision_ms, first[0].latency.p95_ms) == ((200.0, 200.0), 200.0)
-    assert evaluate(late, ForwardSource(tmp_path), progress=False) == first
+    assert evaluate_one(late, ForwardSource(tmp_path)) == first
     assert len(read_records(tmp_path / "x.jsonl")) == 4
 
 
 def test_real_time_is_repeated_from_its_own_file(tmp_path):
     def run(timing: Timing, name: str):
         chosen = config(tmp_path, output=tmp_path / name, timing=timing)
-        return evaluate(chosen, ForwardSource(tmp_path), progress=False)
+        return evaluate_one(chosen, ForwardSource(tmp_path))
 
     lived = run(Timing("real-time", hold=0.5), "lived.jsonl")
     again = run(Timing("charged", f"trace:{tmp_path}/lived.jsonl", hold=0.5), "again.jsonl")
@@ -216,16 +221,16 @@ def test_several_evaluations_share_their_workers(tmp_path):
     slow = config(tmp_path, tasks=(0,), output=tmp_path / "slow.jsonl", timing=Timing("charged", "100"))
     far = config(tmp_path, output=tmp_path / "far.jsonl", protocol=Protocol(step_limit=3))
     host = StandingPolicy(source)
-    found = evaluation.evaluate_all([(each, host) for each in (fast, slow, far)], progress=False)
+    found = evaluate_all([(each, host) for each in (fast, slow, far)], progress=False)
     assert [[r.steps for r in records if r.task == 0] for records in found] == [[2, 3], [6, 9], [2, 3]]
-    assert found == [evaluate(each, source, progress=False) for each in (fast, slow, far)]
+    assert found == [evaluate_one(each, source) for each in (fast, slow, far)]
     with pytest.raises(ValueError, match="4 episodes are in two"):
-        evaluation.evaluate_all([(far, host), (far, StandingPolicy(source))], progress=False)
+        evaluate_all([(far, host), (far, StandingPolicy(source))], progress=False)
 
 
 def test_tasks_are_dealt_out_to_hosts_of_the_same_policy(tmp_path):
     hosts = [StandingPolicy(ForwardSource(tmp_path)) for _ in range(3)]
-    dealt = evaluation.dealt_out(config(tmp_path), hosts)
+    dealt = dealt_out(config(tmp_path), hosts)
     assert [(each.tasks, host) for each, host in dealt] == [((0,), hosts[0]), ((1,), hosts[1])]
-    assert [len(records) for records in evaluation.evaluate_all(dealt, live=2, progress=False)] == [2, 2]
+    assert [len(records) for records in evaluate_all(dealt, live=2, progress=False)] == [2, 2]
     assert len(read_records(tmp_path / "x.jsonl")) == 4
