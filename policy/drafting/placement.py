@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from policy.decoding.tree import DRAFTED_DIMENSIONS, ROOT, Draft
-from policy.drafting.ranking import Ranked, standing
+from policy.drafting.ranking import STANDING_OF, Ranked
 from policy.drafting.record import ProposalRecord
 from policy.drafting.trust import Trust, best_bins
 from policy.openvla.config import ACTION_BINS
@@ -42,15 +42,26 @@ class Option(NamedTuple):
     standings: tuple[int, ...]
 
 
-class Source(NamedTuple):
-    """One drafter's say. bins: proposed for each dimension, -1 for none. ranks: see `policy.drafting.ranking`, with
-    places that count from the proposal or, where it is `absolute`, from bin 0.
+class _Source:
+    """One drafter's say. bins: proposed for each dimension, -1 for none. ranks: see `policy.drafting.ranking`; places
+    count from the proposal or, where they are `absolute`, from bin 0.
     """
 
-    name: str
-    bins: list[int]
-    ranks: list[Ranked]
-    absolute: bool
+    def __init__(self, name: str, bins: list[int], ranks: list[Ranked], absolute: bool) -> None:
+        self.name, self.bins = name, bins
+        self._ranks, self._absolute = ranks, absolute
+        self._entries: dict[tuple[int, int], list[tuple[float, int, str]]] = {}
+
+    def entries(self, dimension: int, standing: int) -> list[tuple[float, int, str]]:
+        """Negated probability, bin and the drafter's name, the most probable first."""
+        entries = self._entries.get((dimension, standing))
+        if entries is None:
+            proposed = self.bins[dimension]
+            base = 0 if self._absolute else proposed
+            ranked = self._ranks[dimension][standing] if proposed >= 0 else []
+            entries = [(p, base + place, self.name) for p, place in ranked if 0 <= base + place < ACTION_BINS]
+            self._entries[dimension, standing] = entries
+        return entries
 
 
 class Placement:
@@ -76,9 +87,9 @@ class Placement:
         """
         if start >= DRAFTED_DIMENSIONS or not (proposals or claims):
             return Draft(start)
-        sources = [Source(name, bins.tolist(), self._record.rank(name), False) for name, bins in proposals.items()]
+        sources = [_Source(name, bins.tolist(), self._record.rank(name), False) for name, bins in proposals.items()]
         sources += [
-            Source(name, best_bins(rows).tolist(), self._trust.rank(name, rows), True) for name, rows in claims.items()
+            _Source(name, best_bins(rows).tolist(), self._trust.rank(name, rows), True) for name, rows in claims.items()
         ]
         return _Growth(sources, self._spacing, start, self._confidence).draft(self.nodes)
 
@@ -95,47 +106,37 @@ class Placement:
 class _Options:
     """Bins for one dimension, the most probable first; found one by one as they are asked for."""
 
-    def __init__(self, sources: list[Source], spacing: int, dimension: int, standings: tuple[int, ...]) -> None:
-        self._sources, self._spacing, self._dimension = sources, spacing, dimension
-        self._coming = self._found(standings)
+    def __init__(self, sources: list[_Source], spacing: int, dimension: int, standings: tuple[int, ...]) -> None:
+        self._found = self._find(sources, 2 * spacing, dimension, standings)
         self._there: list[Option] = []
 
     def get(self, index: int) -> Option | None:
         """None where there are not so many. index: at most one beyond the last that was asked for."""
         if index == len(self._there):
-            if (option := next(self._coming, None)) is None:
+            if (option := next(self._found, None)) is None:
                 return None
             self._there.append(option)
         return self._there[index]
 
-    def _found(self, standings: tuple[int, ...]) -> Iterator[Option]:
-        dimension, covered = self._dimension, set[int]()
-        proposed = [source.bins[dimension] for source in self._sources]
-        entries = heapq.merge(*map(self._entries, range(len(proposed)), standings))
-        for negated, token, number in entries:
-            if token in covered:
-                continue
-            covered.update(range(token - 2 * self._spacing, token + 2 * self._spacing + 1))
-            met = tuple([standing(abs(token - bin_)) if bin_ >= 0 else 0 for bin_ in proposed])
-            yield Option(token, -negated, self._sources[number].name, met)
-            if len(self._there) == MOST_OPTIONS:
-                return
-
-    def _entries(self, number: int, standing_: int) -> list[tuple[float, int, int]]:
-        """Negated probability, bin and the drafter's number, the most probable first."""
-        _, bins, ranks, absolute = self._sources[number]
-        proposed = bins[self._dimension]
-        if proposed < 0:
-            return []
-        base = 0 if absolute else proposed
-        entries = ranks[self._dimension][standing_]
-        return [(negated, base + place, number) for negated, place in entries if 0 <= base + place < ACTION_BINS]
+    def _find(self, sources: list[_Source], apart: int, dimension: int, standings: tuple[int, ...]) -> Iterator[Option]:
+        proposed = [source.bins[dimension] for source in sources]
+        entries: list[tuple[float, int, str]] = []
+        for source, standing in zip(sources, standings, strict=True):
+            entries += source.entries(dimension, standing)
+        covered: set[int] = set()
+        for negated, token, name in sorted(entries):
+            if token not in covered:
+                met = tuple([STANDING_OF[abs(token - bin_)] if bin_ >= 0 else 0 for bin_ in proposed])
+                yield Option(token, -negated, name, met)
+                if len(self._there) == MOST_OPTIONS:
+                    return
+                covered.update(range(token - apart, token + apart + 1))
 
 
 class _Growth:
     """A tree that takes the most probable of all nodes that its sources offer, one at a time."""
 
-    def __init__(self, sources: list[Source], spacing: Sequence[int], start: int, confidence: float) -> None:
+    def __init__(self, sources: list[_Source], spacing: Sequence[int], start: int, confidence: float) -> None:
         self._sources, self._spacing, self._start, self._confidence = sources, spacing, start, confidence
         self._options: dict[tuple[int, tuple[int, ...]], _Options] = {}
         # Negated probability, a counter that keeps the order of equals, parent, its probability, options and which.

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from policy.openvla.config import ACTION_BINS
+
 # Of one dimension by standing: entries of negated probability and place, the most probable first.
 Ranked = list[list[tuple[float, int]]]
 
 # A proposal has met the dimensions before exactly, nearly (all within so many bins) or not.
 NEARLY = 3
 STANDINGS = 3
-
-
-def standing(farthest: int) -> int:
-    """How well a proposal has met the dimensions before: 0 exactly (or there are none), 1 nearly, 2 not."""
-    return (farthest > 0) + (farthest > NEARLY)
+# How well a proposal has met the dimensions before, by how far it was off at most.
+STANDING_OF = [0, *[1] * NEARLY, *[2] * (ACTION_BINS - 1 - NEARLY)]
 
 
 def standings_before(proposed: np.ndarray, choices: np.ndarray) -> np.ndarray:
-    """The same for each dimension, int64 `[..., 6]`, of bins proposed (`[..., 6]`, -1 for none) and chosen (`[6]`)."""
+    """How well the dimensions before each were met, int64 `[..., 6]`, by bins proposed (`[..., 6]`, -1 for none) where
+    others were chosen (`[6]`).
+    """
     missed = np.where(proposed >= 0, np.abs(choices - proposed), 0)
     farthest = np.maximum.accumulate(missed, axis=-1)[..., :-1]
     found = np.zeros(proposed.shape, np.int64)
