@@ -76,10 +76,10 @@ def sweep_of(chosen: Namespace) -> SweepConfig:
 
 def run(sweep: SweepConfig, hosting: Hosting, chosen: Namespace, deadline: float) -> None:
     """All episodes that are not on disk yet, as far as the time goes."""
-    if sweep.timed_suite and (left := deadline - time.monotonic()) > 0:  # alone, since that is what is timed
+    if sweep.timed_suite and (left := deadline - time.monotonic()) > 0:
         timed = sweep.timed()
-        hosts = hosting(timed.serving, chosen.servers)
-        evaluate_all(dealt_out(evaluation_of(timed, sweep, chosen, left), hosts), live=chosen.servers)
+        alone = replace(evaluation_of(timed, sweep, chosen, left), videos=None)  # they would be timed, too
+        evaluate_all(dealt_out(alone, hosting(timed.serving, chosen.servers)), live=chosen.servers)
     if (left := deadline - time.monotonic()) > 0:
         shared = {serving: hosting(serving, count) for serving, count in sweep.servers(chosen.servers).items()}
         evaluations = [
