@@ -1,10 +1,12 @@
-"""A Triton kernel for attention in a pass of few tokens: rotary positions, new entries of the cache, and attention.
+"""Triton kernels for attention over one layer's cache; short passes turn and store their keys in the same launch.
 
-Knows one layer's cache. Knows nothing of layers, nor of when it is worth while (`policy.acceleration.products`).
+Knows queries, a cache and what may be looked at. Knows nothing of layers, nor of when it is worth while
+(`policy.acceleration.attention`).
 
-One program a head and row of the batch: it turns its queries and keys, writes keys and values to the cache and then
-walks through the cache with a running softmax (Milakov and Gimelshein 2018, "Online normalizer calculation for
-softmax"). A short pass is so little work for a GPU that the three or four launches which this replaces cost more.
+A program has one head, one row of the batch and some queries. It walks through the cache with a running softmax
+(Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"), so every sum has one fixed order. In a short
+pass one program has all of a head's queries, so it can also apply rotary positions and write the cache's new entries
+itself: such a pass is so little work for a GPU that the three or four launches which this saves cost more.
 """
 
 from __future__ import annotations
@@ -14,83 +16,150 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_KEYS = 64  # of the cache at a time
 _LOG2_E = 1.4426950408889634
 
 
-def attend(
-    qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, slots: Tensor, bias: Tensor
-) -> Tensor:
-    """Attended values `[B, S, heads * D]`; writes to the cache.
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attended values `[B, S, heads * D]` of any number of queries.
 
-    qkv: `[B, S, (heads + 2 * key heads) * D]`, contiguous. cosine, sine: `[B, 1, S, D]`, contiguous. keys, values: one
-    layer's cache, `[B, key heads, length, D]`, both laid out alike, D a power of two. slots: int64 `[B, S]`, each row's
-    own. bias: `[B, 1, S, length]`, 0 where a token may look, else -inf.
+    queries: `[B, heads, S, D]`, D a power of two. keys, values: one layer's cache, `[B, key heads, length, D]`, both
+    laid out alike. bias: `[B, 1, S, length]`, 0 where a token may look, else -inf. The last axis of each is dense.
     """
-    batch, tokens, width = qkv.shape
-    _, key_heads, length, size = keys.shape
-    heads = width // size - 2 * key_heads
-    attended = qkv.new_empty(batch, tokens, heads * size)
-    with torch.cuda.device_of(qkv):
-        _attend[heads, batch](
-            qkv,
-            cosine,
-            sine,
-            keys,
-            values,
-            slots,
-            bias,
+    batch, heads, tokens, size = queries.shape
+    attended = queries.new_empty(batch, tokens, heads * size)
+    with torch.cuda.device_of(queries):
+        _attend[triton.cdiv(tokens, 64), heads, batch](
+            queries,
+            *queries.stride()[:3],
+            *_cache(keys, values, bias, heads),
             attended,
             tokens,
-            length,
-            heads,
-            key_heads,
-            *keys.stride()[:3],
-            slots.stride(0),
-            bias.stride(0),
-            bias.stride(2),
             _LOG2_E * size**-0.5,
             size=size,
-            queries_at_once=max(16, triton.next_power_of_2(tokens)),
-            keys_at_once=_KEYS,
-            steps=triton.cdiv(length, _KEYS),
+            queries_at_once=64,
+            keys_at_once=64,
+            steps=triton.cdiv(keys.shape[2], 64),
             num_warps=4,
             num_stages=2,
         )
     return attended
 
 
+def attend_with_new(
+    qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, slots: Tensor, bias: Tensor
+) -> Tensor:
+    """Attended values `[B, S, heads * D]` of a few tokens, whose keys and values go to the cache first.
+
+    qkv: `[B, S, (heads + 2 * key heads) * D]`, contiguous, before rotary positions. cosine, sine: `[B, 1, S, D]`,
+    contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values, bias: as for `attend`.
+    """
+    batch, tokens, width = qkv.shape
+    _, key_heads, length, size = keys.shape
+    heads = width // size - 2 * key_heads
+    keys_at_once = 128 if tokens <= 16 else 64
+    attended = qkv.new_empty(batch, tokens, heads * size)
+    with torch.cuda.device_of(qkv):
+        _attend_with_new[heads, batch](
+            qkv,
+            cosine,
+            sine,
+            slots,
+            slots.stride(0),
+            *_cache(keys, values, bias, heads),
+            attended,
+            tokens,
+            _LOG2_E * size**-0.5,
+            size=size,
+            queries_at_once=max(16, triton.next_power_of_2(tokens)),
+            keys_at_once=keys_at_once,
+            steps=triton.cdiv(length, keys_at_once),
+            num_warps=4,
+            num_stages=2 if tokens <= 16 else 3,
+        )
+    return attended
+
+
+def _cache(keys: Tensor, values: Tensor, bias: Tensor, heads: int) -> tuple[Tensor | int, ...]:
+    """The kernels' arguments from `keys` to `sharing`."""
+    return keys, values, *keys.stride()[:3], keys.shape[2], bias, bias.stride(0), bias.stride(2), heads // keys.shape[1]
+
+
 @triton.jit
 def _attend(
-    qkv,
-    cosine,
-    sine,
+    queries,
+    query_batch_stride,
+    query_head_stride,
+    query_stride,
     keys,
     values,
-    slots,
-    bias,
-    attended,
-    tokens,
-    length,
-    heads,
-    key_heads,
     batch_stride,
     head_stride,
     slot_stride,
-    slots_stride,
+    length,
+    bias,
     bias_batch_stride,
     bias_stride,
+    sharing,
+    attended,
+    tokens,
     scale,
     size: tl.constexpr,
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
     steps: tl.constexpr,
 ):
-    head, row = tl.program_id(0), tl.program_id(1)
-    key_head = head // (heads // key_heads)
+    head, heads, row = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
+    token = tl.program_id(0) * queries_at_once + tl.arange(0, queries_at_once)
+    inside = tl.where(token < tokens, token, 0)  # what lies outside is read from the first token, and not written
+    feature = tl.arange(0, size)[None, :]
+    query_at = queries + row * query_batch_stride + head * query_head_stride + inside[:, None] * query_stride
+    cache = row.to(tl.int64) * batch_stride + head // sharing * head_stride
+    bias_at = bias + row * bias_batch_stride + inside[:, None] * bias_stride
+    result = _walk(
+        tl.load(query_at + feature),
+        keys + cache,
+        values + cache,
+        slot_stride,
+        length,
+        bias_at,
+        scale,
+        keys_at_once,
+        steps,
+    )
+    result_at = attended + ((row * tokens + token[:, None]) * heads + head) * size + feature
+    tl.store(result_at, result.to(attended.dtype.element_ty), mask=token[:, None] < tokens)
+
+
+@triton.jit
+def _attend_with_new(
+    qkv,
+    cosine,
+    sine,
+    slots,
+    slots_stride,
+    keys,
+    values,
+    batch_stride,
+    head_stride,
+    slot_stride,
+    length,
+    bias,
+    bias_batch_stride,
+    bias_stride,
+    sharing,
+    attended,
+    tokens,
+    scale,
+    size: tl.constexpr,
+    queries_at_once: tl.constexpr,
+    keys_at_once: tl.constexpr,
+    steps: tl.constexpr,
+):
+    head, heads, row = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
+    key_heads, key_head = heads // sharing, head // sharing
     token = tl.arange(0, queries_at_once)
-    live = token < tokens
-    inside = tl.where(live, token, 0)  # what lies outside is read from the first token, and not written
+    live = token[:, None] < tokens
+    inside = tl.where(token < tokens, token, 0)
     feature = tl.arange(0, size)
     # Half-split rotary layout: x * cosine + (-second half, first half) * sine.
     half: tl.constexpr = size // 2
@@ -102,27 +171,36 @@ def _attend(
     token_at = qkv + (row * tokens + inside[:, None]) * ((heads + 2 * key_heads) * size)
     query_at, key_at = token_at + head * size, token_at + (heads + key_head) * size
     query = tl.load(query_at + own).to(tl.float32) * cosines + tl.load(query_at + partner).to(tl.float32) * sines
-    query = query.to(qkv.dtype.element_ty)
     new_key = tl.load(key_at + own).to(tl.float32) * cosines + tl.load(key_at + partner).to(tl.float32) * sines
     new_value = tl.load(token_at + (heads + key_heads + key_head) * size + own)
 
     cache = row.to(tl.int64) * batch_stride + key_head * head_stride
-    slot = tl.load(slots + row * slots_stride + inside)[:, None] * slot_stride
+    new_at = cache + tl.load(slots + row * slots_stride + inside)[:, None] * slot_stride + own
     # Heads that share keys write the same numbers to the same places.
-    tl.store(keys + cache + slot + own, new_key.to(keys.dtype.element_ty), mask=live[:, None])
-    tl.store(values + cache + slot + own, new_value, mask=live[:, None])
+    tl.store(keys + new_at, new_key.to(keys.dtype.element_ty), mask=live)
+    tl.store(values + new_at, new_value, mask=live)
     tl.debug_barrier()  # all of this program's threads have written before any reads
 
-    top = tl.full((queries_at_once,), -1e30, tl.float32)
-    total = tl.zeros((queries_at_once,), tl.float32)
-    weighted = tl.zeros((queries_at_once, size), tl.float32)
+    query = query.to(qkv.dtype.element_ty)
     bias_at = bias + row * bias_batch_stride + inside[:, None] * bias_stride
+    result = _walk(query, keys + cache, values + cache, slot_stride, length, bias_at, scale, keys_at_once, steps)
+    result_at = attended + ((row * tokens + token[:, None]) * heads + head) * size + own
+    tl.store(result_at, result.to(attended.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _walk(query, keys, values, slot_stride, length, bias_at, scale, keys_at_once: tl.constexpr, steps: tl.constexpr):
+    """Attended values, float32 `[queries, size]`, of one head's queries over its cache."""
+    feature = tl.arange(0, query.shape[1])
+    top = tl.full((query.shape[0],), -1e30, tl.float32)
+    total = tl.zeros((query.shape[0],), tl.float32)
+    weighted = tl.zeros(query.shape, tl.float32)
     for step in range(steps):
         place = step * keys_at_once + tl.arange(0, keys_at_once)
         there = place < length
         place = tl.where(there, place, 0)
-        some_keys = tl.load(keys + cache + place[None, :] * slot_stride + feature[:, None])
-        some_values = tl.load(values + cache + place[:, None] * slot_stride + own)
+        some_keys = tl.load(keys + place[None, :] * slot_stride + feature[:, None])
+        some_values = tl.load(values + place[:, None] * slot_stride + feature[None, :])
         allowed = tl.load(bias_at + place[None, :], mask=there[None, :], other=float("-inf")).to(tl.float32)
         scores = tl.dot(query, some_keys) * scale + allowed
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -132,6 +210,4 @@ def _attend(
         weighted = weighted * shrink[:, None] + tl.dot(shares.to(some_values.dtype), some_values)
         top = higher
     # A token that may look nowhere, as padding does, gets zeros.
-    result = weighted / tl.where(total > 0, total, 1.0)[:, None]
-    result_at = attended + ((row * tokens + token[:, None]) * heads + head) * size + own
-    tl.store(result_at, result.to(attended.dtype.element_ty), mask=live[:, None])
+    return weighted / tl.where(total > 0, total, 1.0)[:, None]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from policy.acceleration.attention import attend
+from policy.acceleration.attention import attend, attend_with_new
 from policy.acceleration.products import SHORT
 from policy.decoding.cache import StaticCache
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, rotary_tables, rotate
@@ -31,8 +31,8 @@ _MASK_ALIGNMENT = 16
 class FusedLayer(nn.Module):
     """One layer with the weights of a plain one, which are joined and not shared with it.
 
-    own_attention: on a GPU, passes of few tokens attend by a kernel of our own; it wants head sizes that are powers of
-    two, and leaves others to PyTorch.
+    own_attention: on a GPU, attention is made by kernels of our own; they want head sizes that are powers of two, and
+    leave others to PyTorch.
     """
 
     def __init__(self, layer: Layer, own_attention: bool = False) -> None:
@@ -67,7 +67,7 @@ class FusedLayer(nn.Module):
         """
         qkv = self.qkv(self.input_layernorm(x))
         if self.own_attention and x.is_cuda and x.shape[1] <= SHORT:
-            attended = attend(qkv, cosine, sine, keys, values, slots, bias)
+            attended = attend_with_new(qkv, cosine, sine, keys, values, slots, bias)
         else:
             attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
         x = x + self.o_proj(attended)
@@ -90,6 +90,8 @@ class FusedLayer(nn.Module):
         queries, new_keys = rotated.split([self.heads, self.key_value_heads], dim=1)  # [B, H, S, head size]
         keys[rows, :, slots] = new_keys.transpose(1, 2)
         values[rows, :, slots] = qkv[:, self.heads + self.key_value_heads :].transpose(1, 2)
+        if self.own_attention and qkv.is_cuda:
+            return attend(queries, keys, values, bias)
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, enable_gqa=self.grouped
         )

@@ -1,4 +1,4 @@
-"""Attention of short passes is PyTorch's, and the cache holds what it should.
+"""Attention by kernels of our own is PyTorch's, and the cache holds what it should.
 
 Without a GPU, the kernel is run by Triton's interpreter where Triton is installed and asked for it:
 `TRITON_INTERPRET=1 pytest tests/policy/test_attention_kernel.py`.
@@ -41,10 +41,10 @@ def tree(batch: int, tokens: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @needs_kernel
-@pytest.mark.parametrize(("tokens", "heads", "key_heads", "length"), [(1, 2, 2, 40), (7, 4, 2, 64), (33, 2, 1, 150)])
+@pytest.mark.parametrize(("tokens", "heads", "key_heads", "length"), [(1, 2, 2, 40), (7, 4, 2, 64), (70, 2, 1, 150)])
 def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int, key_heads: int, length: int) -> None:
     pytest.importorskip("triton")
-    from policy.acceleration.attention_kernel import attend
+    from policy.acceleration.attention_kernel import attend, attend_with_new
 
     size, batch = 32, 2
     qkv = numbers(batch, tokens, (heads + 2 * key_heads) * size)
@@ -53,7 +53,7 @@ def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int,
     positions, slots, bias = tree(batch, tokens, length)
     tables = rotary_tables(positions, size, 1e4, DTYPE)
 
-    attended = attend(qkv, *tables, found[0], found[1], slots, bias)
+    attended = attend_with_new(qkv, *tables, found[0], found[1], slots, bias)
 
     split = qkv.unflatten(-1, (-1, size)).transpose(1, 2)
     rotated = rotate(split[:, : heads + key_heads].float(), *(table.float() for table in tables))
@@ -63,6 +63,9 @@ def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int,
     exact = functional.scaled_dot_product_attention(
         rotated[:, :heads], want[0].float(), want[1].float(), attn_mask=bias.float(), enable_gqa=True
     )
+    queries = rotated[:, :heads].to(DTYPE)
+    alone = attend(queries, want[0], want[1], bias)
+    torch.testing.assert_close(alone.float(), exact.transpose(1, 2).flatten(2), rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(found, want, rtol=ROUNDING, atol=ROUNDING)
     torch.testing.assert_close(attended.float(), exact.transpose(1, 2).flatten(2), rtol=ROUNDING, atol=ROUNDING)
 
@@ -70,12 +73,12 @@ def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int,
 @needs_kernel
 def test_a_token_that_may_look_nowhere_gets_zeros() -> None:
     pytest.importorskip("triton")
-    from policy.acceleration.attention_kernel import attend
+    from policy.acceleration.attention_kernel import attend_with_new
 
     positions, slots, bias = tree(1, 3, 40)
     bias[:, :, 1] = float("-inf")
     tables = rotary_tables(positions, 32, 1e4, DTYPE)
-    attended = attend(numbers(1, 3, 96), *tables, numbers(1, 1, 40, 32), numbers(1, 1, 40, 32), slots, bias)
+    attended = attend_with_new(numbers(1, 3, 96), *tables, numbers(1, 1, 40, 32), numbers(1, 1, 40, 32), slots, bias)
     assert attended[0, 1].eq(0).all()
     assert torch.isfinite(attended).all()
     assert attended[0, 0].ne(0).any()
