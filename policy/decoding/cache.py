@@ -16,7 +16,7 @@ _SLOTS = 64  # a pool's allocation grows by so many
 
 
 class StaticCache:
-    """Preallocated keys and values, `[layers, B, H, length, head size]` each.
+    """Preallocated keys and values, `[layers, B, H, length, head size]` each. slots: int64 `[length]`, their numbers.
 
     Slots that were written and are then overtaken need no clearing: a query sees slots up to its own only, and a slot
     is always rewritten before a query reaches it. So rows of different lengths, padded on the right, share one cache
@@ -30,14 +30,14 @@ class StaticCache:
         # Zeros, not empty: masked slots still enter the attention product, where a stray NaN would survive the mask.
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self._slots = torch.arange(length, device=device)
+        self.slots = torch.arange(length, device=device)
         self._rows = torch.arange(batch, device=device)[:, None]
 
     def part(self, batch: int, length: int) -> StaticCache:
         """The first rows and slots as a cache of their own, at the same addresses."""
         part = object.__new__(StaticCache)
         part.keys, part.values = self.keys[:, :batch, :, :length], self.values[:, :batch, :, :length]
-        part._slots, part._rows = self._slots[:length], self._rows[:batch]
+        part.slots, part._rows = self.slots[:length], self._rows[:batch]
         return part
 
     @property
@@ -58,7 +58,7 @@ class StaticCache:
 
     def causal_mask(self, slots: Tensor) -> Tensor:
         """Bool `[B, 1, S, length]`: the query at slot s sees slots 0..s."""
-        return self._slots <= slots[:, None, :, None]
+        return self.slots <= slots[:, None, :, None]
 
 
 class CachePool:

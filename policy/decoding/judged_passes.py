@@ -65,14 +65,16 @@ class Desk:
     """Where prompts of one shape lie while their actions are decoded, at addresses that stay.
 
     prompts: their embeddings and lengths. before, picture: float32 `[B, features]`, see `picture_features`, of the
-    sessions' last frames and of these. hidden: `[B, 1 + nodes, width]`, the hidden states that the last pass's logits
-    came from. prompt_hidden: `[B, S, width]`, the prompts' hidden states. The last two only where a head needs them.
-    notes: by the tree's nodes. remembered: int64 `[B, 16]`, on the host, what is known of the sessions.
+    sessions' last frames and of these. still: int64 `[B]`, whether the two are one picture. notes: by the tree's nodes.
+    remembered: int64 `[B, 16]`, on the host, what is known of the sessions.
+    hidden: `[B, 1 + nodes, width]`, the hidden states that the last pass's logits came from. prompt_hidden:
+    `[B, S, width]`, the prompts' hidden states. Both only where a head needs them.
     """
 
     prompts: PromptBatch
     before: Tensor
     picture: Tensor
+    still: Tensor
     hidden: Tensor
     prompt_hidden: Tensor
     notes: dict[int, Note]
@@ -152,6 +154,7 @@ class JudgedPasses:
         logits = passes.prefill(tree)
         if self._keeps_hidden:
             desk.prompt_hidden.copy_(passes.prompt_hidden)
+        desk.still.copy_(known.seen & is_still(desk.before, desk.picture))
         self._answer(passes, logits, known, tree, desk, note)
 
     def _run_extend(self, desk: Desk, note: Note) -> None:
@@ -168,8 +171,7 @@ class JudgedPasses:
     ) -> None:
         if self._keeps_hidden:
             desk.hidden[:, : 1 + tree.nodes].copy_(passes.hidden)
-        still = known.seen & is_still(desk.before, desk.picture)
-        told = judge(self._rule, self._model.config.action_vocabulary, tree, logits, known.state, still)
+        told = judge(self._rule, self._model.config.action_vocabulary, tree, logits, known.state, desk.still)
         note.told.copy_(told, non_blocking=True)
 
     def _make_desk(self, prompts: PromptBatch) -> Desk:
@@ -181,6 +183,7 @@ class JudgedPasses:
             prompts=PromptBatch(empty(batch, longest, width), torch.zeros_like(prompts.lengths), keys=()),
             before=features,
             picture=features.clone(),
+            still=torch.zeros_like(prompts.lengths),
             hidden=empty(batch, rows, width),
             prompt_hidden=empty(batch, slots, width),
             notes={},

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
@@ -36,31 +37,30 @@ class TargetPasses:
     def __init__(self, model: OpenVLA, prompts: PromptBatch, nodes: int, caches: CachePool) -> None:
         self._model = model
         self._prompts = prompts
-        batch, self._longest, _ = prompts.embeddings.shape
-        length = self._longest + DRAFTED_DIMENSIONS + nodes
-        self._cache = caches.get(batch, length)
-        slots = torch.arange(length, device=model.device)
-        self._decided_slots = slots[self._longest : self._longest + DRAFTED_DIMENSIONS]
-        self._node_slots = slots[self._longest + DRAFTED_DIMENSIONS :]
-        self._prompt_visible = slots < prompts.lengths[:, None]  # [B, length]
+        self._batch, self._longest, _ = prompts.embeddings.shape
+        self._cache = caches.get(self._batch, self._longest + DRAFTED_DIMENSIONS + nodes)
+        self._order = self._cache.slots  # 0, 1, 2 and so on; slices of it spare launches
+        self._prompt_visible = self._order[: self._longest] < prompts.lengths[:, None]  # [B, S]
 
     def prefill(self, tree: TokenTree) -> Tensor:
         """Read the prompts and the trees of complete actions behind them.
 
         Returns float32 logits `[B, 1 + N, vocabulary]`: after the prompt, then after each node.
         """
-        batch, longest = len(self._prompts.lengths), self._longest
-        order = torch.arange(longest, device=self._model.device).expand(batch, -1)
-        nothing = torch.zeros_like(self._prompts.lengths)
+        longest, lengths = self._longest, self._prompts.lengths
+        order = self._order[:longest].expand(self._batch, -1)
+        first_node = longest + DRAFTED_DIMENSIONS
+        slots = torch.cat([self._order[:longest], self._order[first_node : first_node + tree.nodes]])
+        nodes_see = self._rows_see(tree.nodes, functional.pad(tree.ancestors, (DRAFTED_DIMENSIONS, self._room(tree))))
         hidden = self._model.language_model(
-            torch.cat([self._prompts.embeddings, self._embed_nodes(tree)], dim=1),
-            torch.cat([order, self._node_positions(tree)], dim=1),
+            torch.cat([self._prompts.embeddings, self._embed(self._ids(tree))], dim=1),
+            torch.cat([order, lengths[:, None] + tree.depths], dim=1),
             self._cache,
-            slots=torch.cat([order, self._node_slots[: tree.nodes].expand(batch, -1)], dim=1),
-            mask=torch.cat([self._cache.causal_mask(order), self._node_mask(tree, nothing)], dim=2),
+            slots=slots.expand(self._batch, -1),
+            mask=torch.cat([self._cache.causal_mask(order), nodes_see[:, None]], dim=2),
         )
         self.prompt_hidden = hidden[:, :longest]
-        return self._logits(hidden, self._prompts.lengths - 1, tree.nodes)
+        return self._logits(hidden, lengths - 1, tree.nodes)
 
     def extend(self, decided: Tensor, counts: Tensor, tree: TokenTree) -> Tensor:
         """Read the tokens that are decided, and trees that continue them.
@@ -68,43 +68,38 @@ class TargetPasses:
         decided: token ids int64 `[B, 6]`, of which the first `counts` (int64 `[B]`, at least 1) count.
         Returns float32 logits `[B, 1 + N, vocabulary]`: after the last decided token, then after each node.
         """
-        batch = len(counts)
-        slots = self._decided_slots.expand(batch, -1)
-        order = torch.arange(DRAFTED_DIMENSIONS, device=self._model.device)
-        # Decided tokens see the prompt and each other, but not the padding between.
-        mask = self._cache.causal_mask(slots) & (self._prompt_visible | self._is_decided_slot())[:, None, None, :]
+        order = self._order[:DRAFTED_DIMENSIONS].expand(self._batch, -1)
+        rows = DRAFTED_DIMENSIONS + tree.nodes
+        # A decided token sees those up to itself, a node those that count; neither sees the padding of the prompt.
+        seen = torch.cat([order + 1, counts[:, None].expand(-1, tree.nodes)], dim=1)  # [B, rows]
+        among_decided = self._order[:DRAFTED_DIMENSIONS] < seen[:, :, None]
+        among_nodes = functional.pad(tree.ancestors, (0, self._room(tree), DRAFTED_DIMENSIONS, 0))
         hidden = self._model.language_model(
-            torch.cat([self._model.language_model.model.embed_tokens(decided), self._embed_nodes(tree)], dim=1),
-            torch.cat([self._prompts.lengths[:, None] + order, self._node_positions(tree)], dim=1),
+            self._embed(torch.cat([decided, self._ids(tree)], dim=1)),
+            self._prompts.lengths[:, None] + torch.cat([order, tree.depths], dim=1),
             self._cache,
-            slots=torch.cat([slots, self._node_slots[: tree.nodes].expand(batch, -1)], dim=1),
-            mask=torch.cat([mask, self._node_mask(tree, counts)], dim=2),
+            slots=self._order[self._longest : self._longest + rows].expand(self._batch, -1),
+            mask=self._rows_see(rows, among_decided, among_nodes)[:, None],
         )
         return self._logits(hidden, (counts - 1).clamp(max=DRAFTED_DIMENSIONS - 1), tree.nodes)
 
-    def _embed_nodes(self, tree: TokenTree) -> Tensor:
-        return self._model.language_model.model.embed_tokens(self._model.config.action_vocabulary - 1 - tree.tokens)
+    def _ids(self, tree: TokenTree) -> Tensor:
+        return self._model.config.action_vocabulary - 1 - tree.tokens
 
-    def _node_positions(self, tree: TokenTree) -> Tensor:
-        return self._prompts.lengths[:, None] + tree.depths
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self._model.language_model.model.embed_tokens(ids)
 
-    def _is_decided_slot(self) -> Tensor:
-        slots = torch.arange(self._cache.length, device=self._model.device)
-        return (slots >= self._longest) & (slots < self._longest + DRAFTED_DIMENSIONS)
+    def _room(self, tree: TokenTree) -> int:
+        """Slots behind the tree's that larger ones may fill."""
+        return self._cache.length - self._longest - DRAFTED_DIMENSIONS - tree.nodes
 
-    def _node_mask(self, tree: TokenTree, counts: Tensor) -> Tensor:
-        """Bool `[B, 1, N, length]`: a node sees its prompt, the decided tokens and its ancestors."""
-        batch, nodes = tree.tokens.shape
-        mask = self._prompt_visible[:, None, :].repeat(1, nodes, 1)
-        order = torch.arange(DRAFTED_DIMENSIONS, device=counts.device)
-        mask[:, :, self._decided_slots] = (order < counts[:, None])[:, None, :].expand(batch, nodes, -1)
-        mask[:, :, self._node_slots[:nodes]] = tree.ancestors
-        return mask[:, None]
+    def _rows_see(self, rows: int, *behind: Tensor) -> Tensor:
+        """Bool `[B, rows, length]`: the prompt, and of the slots behind it what is given, `[B, rows, some]` each."""
+        return torch.cat([self._prompt_visible[:, None].expand(-1, rows, -1), *behind], dim=2)
 
     def _logits(self, hidden: Tensor, root: Tensor, nodes: int) -> Tensor:
         """Logits of the root's row and of the last `nodes` rows, out of hidden states `[B, S, width]`."""
-        batch, rows, _ = hidden.shape
-        wanted = torch.arange(rows - nodes, rows, device=hidden.device).expand(batch, -1)
-        wanted = torch.cat([root[:, None], wanted], dim=1)
-        self.hidden = hidden.gather(1, wanted[:, :, None].expand(-1, -1, hidden.shape[2]))
+        batch, rows, width = hidden.shape
+        wanted = torch.cat([root[:, None], self._order[rows - nodes : rows].expand(batch, -1)], dim=1)
+        self.hidden = hidden.gather(1, wanted[:, :, None].expand(-1, -1, width))
         return self._model.logits(self.hidden)

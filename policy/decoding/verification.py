@@ -59,7 +59,7 @@ def judge(
     """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
 
     Where the target's own choice among *all* ids is no action token, nothing is accepted: plain decoding would emit
-    that id, so it is left to the target. still: bool `[B]`, for the host to know.
+    that id, so it is left to the target. still: int64 `[B]`, for the host to know.
     Returns what a verification holds, side by side for one copy to the host: int64 `[B, judged columns]`.
     """
     choices = logits.argmax(dim=-1)  # [B, 1 + N]
@@ -70,7 +70,7 @@ def judge(
     verdict = rule.accept(tree, of_parents, tree.depths, state)
     is_action = (choices >= first) & (choices < action_vocabulary)
     last = longest_path(tree, verdict, is_action.gather(1, parents))
-    ends = torch.stack([last, still.long()], dim=1)
+    ends = torch.stack([last, still], dim=1)
     forced = rule.forced_exact(state).long()
     return torch.cat([ends, choices, target_choice(of_bins), verdict.emitted, forced], dim=1)
 

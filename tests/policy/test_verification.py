@@ -51,7 +51,7 @@ def test_the_longest_path_and_then_the_closest(data: st.DataObject) -> None:
 
 
 def judged(tree: TokenTree, logits: torch.Tensor) -> Verification:
-    still = torch.tensor([False])
+    still = torch.tensor([0])
     packed = judge(Exact(), ACTION_VOCABULARY, tree, logits, AcceptanceState.fresh(1), still)
     return Verification.unpack(packed.numpy(), tree.nodes)
 
