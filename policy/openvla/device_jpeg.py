@@ -3,7 +3,8 @@
 On the host encoding and decoding take a millisecond or two, beside a GPU that waits. Entropy coding loses nothing, so
 it is left out; all else is libjpeg's integer arithmetic (ITU T.81 with libjpeg 6b's roundings: accurate forward
 transform, fast inverse transform, fancy upsampling), and the pixels are the same to the last bit. Linear steps are
-matrix products of whole numbers in float64, where they are exact; between them numbers are rounded as libjpeg rounds.
+matrix products in float64 of whole numbers, over powers of two, and so exact; between them numbers are rounded as
+libjpeg rounds.
 
 Knows only sides that are multiples of 16, as others need libjpeg's padding.
 """
@@ -31,9 +32,13 @@ _CHROMINANCE = (
     *(24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99),
     *(99,) * 32,
 )
-# Fixed-point bits: of colours, of the forward transform and what its first pass keeps, of the inverse one's products.
-_COLOUR_BITS, _FORWARD_BITS, _KEPT_BITS, _INVERSE_BITS = 16, 13, 2, 8
+# Fixed-point bits: of colours, of the forward transform, and of the inverse one's products. Where shifts of two passes
+# follow each other, the first leaves two bits to the second.
+_COLOUR_BITS, _FORWARD_BITS, _INVERSE_BITS = 16, 13, 8
+_FORWARD_SHIFTS, _INVERSE_SHIFTS = (_FORWARD_BITS - 2, _FORWARD_BITS + 2), (0, 5)
 _CENTER = 128
+# What is added before rounding down, to even places and to odd ones.
+_HALVING, _DOUBLING = np.array([1.0, 2.0]) / 4, np.array([8.0, 7.0]) / 16
 
 
 def is_whole(height: int, width: int) -> bool:
@@ -42,69 +47,77 @@ def is_whole(height: int, width: int) -> bool:
 
 
 class DeviceJPEG:
-    """Frames uint8 `[B, H, W, 3]` there and back, on a device."""
+    """Frames uint8 `[B, H, W, 3]` there and back, on a device. Samples are centred: 128 less than libjpeg's."""
 
     def __init__(self, device: torch.device) -> None:
-        def move(table: np.ndarray) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(table, np.float64)).to(device)
-
-        self._to_ycc, self._to_ycc_offset = move(_TO_YCC.T), move(_TO_YCC_OFFSET)
-        self._forward = move(_forward_transform())
-        self._multiplied, self._factors, self._combined = (move(table) for table in _inverse_transform())
-        tables = [_quantiser(base) for base in (_LUMINANCE, _CHROMINANCE)]
-        self._quantisers = [(move(quantiser * _BLOCK), move(_inverse_scale(quantiser))) for quantiser in tables]
-        self._from_chroma = move(_FROM_CHROMA.T)
-        self._bias = torch.tensor([1.0, 2.0], dtype=torch.float64, device=device)
+        self._device = device
+        self._to_ycc, self._to_ycc_offset = (
+            self._move(_TO_YCC.T / _COLOUR),
+            self._move(_TO_YCC_OFFSET / _COLOUR - _CENTER),
+        )
+        self._from_chroma = self._move(_FROM_CHROMA.T / _COLOUR)
+        forward, (multiplied, combined) = _forward_transform(), _inverse_transform()
+        self._forward = [self._move(forward / 2**bits) for bits in _FORWARD_SHIFTS]
+        self._multiplied = self._move(multiplied)
+        self._combined = [self._move(combined / 2**bits) for bits in _INVERSE_SHIFTS]
+        # Blocks lie transposed where these are used.
+        self._divisors = [self._move(_quantiser(base).T * _BLOCK) for base in (_LUMINANCE, _CHROMINANCE)]
+        self._scales = [self._move(_inverse_scale(_quantiser(base)).T) for base in (_LUMINANCE, _CHROMINANCE)]
+        self._halves = [torch.div(divisor, 2, rounding_mode="floor") for divisor in self._divisors]
+        self._resampling: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Raises ValueError for sides that are no multiples of 16."""
-        _, height, width, _ = frames.shape
+        batch, height, width, _ = frames.shape
         if not is_whole(height, width):
             raise ValueError(f"frames are {height}x{width}; sides must be multiples of {_MULTIPLE}")
-        ycc = ((frames.double() @ self._to_ycc + self._to_ycc_offset) / 2**_COLOUR_BITS).floor()
+        ycc = (frames.double() @ self._to_ycc + self._to_ycc_offset).floor()
         luminance = self._lossy(ycc[..., 0], 0)
         chroma = ycc[..., 1:].permute(0, 3, 1, 2).flatten(0, 1)  # [2 * B, H, W]
         coarse = self._lossy(self._halved(chroma), 1)
-        fine = _doubled(coarse).unflatten(0, (-1, 2)).permute(0, 2, 3, 1) - _CENTER  # [B, H, W, 2]
-        shifts = (fine @ self._from_chroma + 2 ** (_COLOUR_BITS - 1)) / 2**_COLOUR_BITS
-        return (luminance[..., None] + shifts.floor()).clamp(0, 255).to(torch.uint8)
+        fine = self._doubled(coarse).unflatten(0, (batch, 2)).permute(0, 2, 3, 1)  # [B, H, W, 2]
+        shifts = (fine @ self._from_chroma + 0.5).floor()
+        return (luminance[..., None] + shifts + _CENTER).clamp(0, 255).to(torch.uint8)
 
     def _halved(self, planes: Tensor) -> Tensor:
-        """`[N, H, W]` to `[N, H / 2, W / 2]`; what is halfway goes down and up in turn."""
-        sums = planes.unflatten(1, (-1, 2)).unflatten(3, (-1, 2)).sum(dim=(2, 4))
-        return ((sums.unflatten(2, (-1, 2)) + self._bias) / 4).floor().flatten(2)
+        """`[N, H, W]` to `[N, H / 2, W / 2]`: means of four, of which those halfway go down and up in turn."""
+        (upright, _), (sideways, _) = map(self._between, planes.shape[1:])
+        means = upright @ planes @ sideways.t()
+        return (means.unflatten(2, (-1, 2)) + self._move(_HALVING)).floor().flatten(2)
+
+    def _doubled(self, planes: Tensor) -> Tensor:
+        """`[N, H, W]` to `[N, 2 * H, 2 * W]`: in each direction three quarters of the nearer sample, one of the other."""
+        (_, upright), (_, sideways) = (self._between(2 * side) for side in planes.shape[1:])
+        means = upright @ planes @ sideways.t()
+        return (means.unflatten(2, (-1, 2)) + self._move(_DOUBLING)).floor().flatten(2)
 
     def _lossy(self, planes: Tensor, table: int) -> Tensor:
         """Planes `[N, H, W]` after transform, quantisation and back. table: 0 for luminance, 1 for chrominance."""
-        divisor, scale = self._quantisers[table]
-        blocks = (planes - _CENTER).unflatten(1, (-1, _BLOCK)).unflatten(3, (-1, _BLOCK)).transpose(2, 3)
-        rows = _descaled(blocks @ self._forward, _FORWARD_BITS - _KEPT_BITS)  # [N, H / 8, W / 8, 8, 8]
-        both = _descaled(rows.transpose(3, 4) @ self._forward, _FORWARD_BITS + _KEPT_BITS)  # transposed
-        levels = ((both.abs() + divisor.t() // 2) / divisor.t()).floor() * both.sign()
-        # libjpeg's inverse transform takes columns first: along the last axis here, as blocks lie transposed.
-        columns = self._inverse(levels * scale.t())
-        samples = (self._inverse(columns.transpose(3, 4)) / 2 ** (_KEPT_BITS + 3)).floor() + _CENTER
-        return samples.clamp(0, 255).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        blocks = planes.unflatten(1, (-1, _BLOCK)).unflatten(3, (-1, _BLOCK)).transpose(2, 3)
+        rows = (blocks @ self._forward[0] + 0.5).floor()  # [N, H / 8, W / 8, 8, 8]
+        both = (rows.transpose(3, 4) @ self._forward[1] + 0.5).floor()  # transposed from here on
+        levels = ((both.abs() + self._halves[table]) / self._divisors[table]).floor() * both.sign()
+        # libjpeg's inverse transform takes columns first: along the last axis here.
+        columns = self._inverse(levels * self._scales[table], 0)
+        samples = self._inverse(columns.transpose(3, 4), 1).floor()
+        return samples.clamp(-_CENTER, _CENTER - 1).transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
-    def _inverse(self, x: Tensor) -> Tensor:
+    def _inverse(self, x: Tensor, step: int) -> Tensor:
         """One pass of the fast inverse transform along the last axis: sums, five products cut off, and sums again."""
-        products = (x @ self._multiplied * self._factors).floor()
-        return torch.cat([x, products], dim=-1) @ self._combined
+        return torch.cat([x, (x @ self._multiplied).floor()], dim=-1) @ self._combined[step]
 
+    def _between(self, side: int) -> tuple[Tensor, Tensor]:
+        """Between `side` samples and half as many: `[side / 2, side]` that halves, `[side, side / 2]` that doubles."""
+        if side not in self._resampling:
+            places, half = np.arange(side), np.arange(side // 2)
+            other = np.clip(places // 2 + np.where(places % 2, 1, -1), 0, side // 2 - 1)
+            halving = (places // 2 == half[:, None]) / 2
+            doubling = 0.75 * (places[:, None] // 2 == half) + 0.25 * (other[:, None] == half)
+            self._resampling[side] = self._move(halving), self._move(doubling)
+        return self._resampling[side]
 
-def _descaled(x: Tensor, bits: int) -> Tensor:
-    """Divided by a power of two, and rounded half up."""
-    return (x / 2**bits + 0.5).floor()
-
-
-def _doubled(planes: Tensor) -> Tensor:
-    """`[N, H, W]` to `[N, 2 * H, 2 * W]`: in each direction three quarters of the nearer sample and one of the other."""
-    above = torch.cat([planes[:, :1], planes[:, :-1]], dim=1)
-    below = torch.cat([planes[:, 1:], planes[:, -1:]], dim=1)
-    rows = torch.stack([3 * planes + above, 3 * planes + below], dim=2).flatten(1, 2)  # [N, 2 * H, W]
-    left = torch.cat([rows[:, :, :1], rows[:, :, :-1]], dim=2)
-    right = torch.cat([rows[:, :, 1:], rows[:, :, -1:]], dim=2)
-    return torch.stack([((3 * rows + left + 8) / 16).floor(), ((3 * rows + right + 7) / 16).floor()], dim=3).flatten(2)
+    def _move(self, table: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(table, np.float64)).to(self._device)
 
 
 def _fixed(value: float, bits: int) -> int:
@@ -115,7 +128,8 @@ def _colour(value: float) -> int:
     return _fixed(value, _COLOUR_BITS)
 
 
-_HALF = 2 ** (_COLOUR_BITS - 1)
+_COLOUR = 2**_COLOUR_BITS
+_HALF = _COLOUR // 2
 _TO_YCC = np.array(
     [
         [_colour(0.29900), _colour(0.58700), _colour(0.11400)],
@@ -164,9 +178,9 @@ def _forward_transform() -> np.ndarray:
     return out.T
 
 
-def _inverse_transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The fast inverse transform of a row: which sums of the 8 inputs are multiplied, `[8, 5]`, with what, `[5]`, and
-    how inputs and products make outputs, `[13, 8]`.
+def _inverse_transform() -> tuple[np.ndarray, np.ndarray]:
+    """The fast inverse transform of a row: products that sums of the 8 inputs give, `[8, 5]`, and how inputs and products
+    make outputs, `[13, 8]`.
     """
     x, m = np.split(np.eye(_BLOCK + 5, dtype=np.int64), [_BLOCK])
     z13, z10, z11, z12 = x[5] + x[3], x[5] - x[3], x[1] + x[7], x[1] - x[7]
@@ -182,4 +196,4 @@ def _inverse_transform() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     t4 = m[3] - m[2] + t5
     first = [even[0] + t7, even[1] + t6, even[2] + t5, even[3] - t4]
     last = [even[3] + t4, even[2] - t5, even[1] - t6, even[0] - t7]
-    return multiplied.T, factors, np.stack(first + last).T
+    return multiplied.T * factors, np.stack(first + last).T
