@@ -87,8 +87,9 @@ class PickAndPlace:
         if self.holding(state):
             return self._carry(state, grasp, placement)
         if placement.above_goal and state.finger_gap > self.approach.empty_gap:
-            action = servo(state, above(state.hand_position, 0.02), grasp.rotation, OPEN, planar=0.1)
-            return Decision(action, "released")
+            rise = above(state.hand_position, 0.02)
+            target = rise if self._free(state) else self._centred(state, grasp)
+            return Decision(servo(state, target, grasp.rotation, OPEN, planar=0.25), "released")
         return self._reach(state, grasp)
 
     def holding(self, state: SimulatorState) -> bool:
@@ -109,9 +110,17 @@ class PickAndPlace:
         return Grasp(grasp.position, lean_back(state, rotation) if self.approach.lean else rotation)
 
     def _let_go(self, state: SimulatorState, grasp: Grasp) -> Decision:
-        free = not any(state.finger_contacts(self._geoms)) and state.finger_gap >= 0.05
-        target = above(state.hand_position, 0.05 if free else 0.0)
-        return Decision(servo(state, target, grasp.rotation, OPEN, vertical=0.5), "done")
+        free = self._free(state) and state.finger_gap >= 0.05
+        target = above(state.hand_position, 0.05) if free else self._centred(state, grasp)
+        return Decision(servo(state, target, grasp.rotation, OPEN, planar=0.25, vertical=0.5), "done")
+
+    def _free(self, state: SimulatorState) -> bool:
+        """Whether neither finger touches the object."""
+        return not any(state.finger_contacts(self._geoms))
+
+    def _centred(self, state: SimulatorState, grasp: Grasp) -> np.ndarray:
+        """Where the fingers have the object in their middle: a carton can hang on one of them, and then rises with it."""
+        return np.array([*grasp.position[:2], state.hand_position[2]])
 
     def _carry(self, state: SimulatorState, grasp: Grasp, placement: Placement) -> Decision:
         hand = state.hand_position
