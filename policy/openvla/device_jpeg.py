@@ -51,10 +51,7 @@ class DeviceJPEG:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._to_ycc, self._to_ycc_offset = (
-            self._move(_TO_YCC.T / _COLOUR),
-            self._move(_TO_YCC_OFFSET / _COLOUR - _CENTER),
-        )
+        self._to_ycc, self._offset = self._move(_TO_YCC.T / _COLOUR), self._move(_TO_YCC_OFFSET / _COLOUR - _CENTER)
         self._from_chroma = self._move(_FROM_CHROMA.T / _COLOUR)
         forward, (multiplied, combined) = _forward_transform(), _inverse_transform()
         self._forward = [self._move(forward / 2**bits) for bits in _FORWARD_SHIFTS]
@@ -64,6 +61,7 @@ class DeviceJPEG:
         self._divisors = [self._move(_quantiser(base).T * _BLOCK) for base in (_LUMINANCE, _CHROMINANCE)]
         self._scales = [self._move(_inverse_scale(_quantiser(base)).T) for base in (_LUMINANCE, _CHROMINANCE)]
         self._halves = [torch.div(divisor, 2, rounding_mode="floor") for divisor in self._divisors]
+        self._halving, self._doubling = self._move(_HALVING), self._move(_DOUBLING)
         self._resampling: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -71,7 +69,7 @@ class DeviceJPEG:
         batch, height, width, _ = frames.shape
         if not is_whole(height, width):
             raise ValueError(f"frames are {height}x{width}; sides must be multiples of {_MULTIPLE}")
-        ycc = (frames.double() @ self._to_ycc + self._to_ycc_offset).floor()
+        ycc = (frames.double() @ self._to_ycc + self._offset).floor()
         luminance = self._lossy(ycc[..., 0], 0)
         chroma = ycc[..., 1:].permute(0, 3, 1, 2).flatten(0, 1)  # [2 * B, H, W]
         coarse = self._lossy(self._halved(chroma), 1)
@@ -83,13 +81,13 @@ class DeviceJPEG:
         """`[N, H, W]` to `[N, H / 2, W / 2]`: means of four, of which those halfway go down and up in turn."""
         (upright, _), (sideways, _) = map(self._between, planes.shape[1:])
         means = upright @ planes @ sideways.t()
-        return (means.unflatten(2, (-1, 2)) + self._move(_HALVING)).floor().flatten(2)
+        return (means.unflatten(2, (-1, 2)) + self._halving).floor().flatten(2)
 
     def _doubled(self, planes: Tensor) -> Tensor:
-        """`[N, H, W]` to `[N, 2 * H, 2 * W]`: in each direction three quarters of the nearer sample, one of the other."""
+        """`[N, H, W]` to `[N, 2 * H, 2 * W]`: three quarters of the nearer sample and one of the other, either way."""
         (_, upright), (_, sideways) = (self._between(2 * side) for side in planes.shape[1:])
         means = upright @ planes @ sideways.t()
-        return (means.unflatten(2, (-1, 2)) + self._move(_DOUBLING)).floor().flatten(2)
+        return (means.unflatten(2, (-1, 2)) + self._doubling).floor().flatten(2)
 
     def _lossy(self, planes: Tensor, table: int) -> Tensor:
         """Planes `[N, H, W]` after transform, quantisation and back. table: 0 for luminance, 1 for chrominance."""
@@ -179,8 +177,8 @@ def _forward_transform() -> np.ndarray:
 
 
 def _inverse_transform() -> tuple[np.ndarray, np.ndarray]:
-    """The fast inverse transform of a row: products that sums of the 8 inputs give, `[8, 5]`, and how inputs and products
-    make outputs, `[13, 8]`.
+    """The fast inverse transform of a row: products of sums of the 8 inputs, `[8, 5]`, and how inputs and products make
+    outputs, `[13, 8]`.
     """
     x, m = np.split(np.eye(_BLOCK + 5, dtype=np.int64), [_BLOCK])
     z13, z10, z11, z12 = x[5] + x[3], x[5] - x[3], x[1] + x[7], x[1] - x[7]
