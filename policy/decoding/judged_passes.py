@@ -39,9 +39,15 @@ class Known:
     decided: Tensor
     counts: Tensor
 
+    @staticmethod
+    def remembered(seen: Sequence[bool], state: AcceptanceState) -> np.ndarray:
+        """What is the same in all passes of an action, int64 `[B, 16]` on the host; floats travel as their bits."""
+        errors = state.signed_error.numpy().view(np.int32)
+        return np.column_stack([seen, state.repeats.numpy(), state.previous.numpy(), errors])
+
     @classmethod
     def unpack(cls, packed: Tensor) -> Known:
-        """Of int64 `[B, 23]`: what `_remembered` gives, and then how many ids are decided, and which."""
+        """Of int64 `[B, 23]`: what `remembered` gives, and then how many ids are decided, and which."""
         seen, repeats, counts = packed[:, 0], packed[:, 1], packed[:, _REMEMBERED]
         previous, errors = packed[:, 2:_REMEMBERED].split(ACTION_DIMENSIONS, dim=1)
         state = AcceptanceState(errors.int().view(torch.float32), previous, repeats)
@@ -50,6 +56,7 @@ class Known:
 
 _REMEMBERED = 2 + 2 * ACTION_DIMENSIONS  # columns
 _KNOWN = _REMEMBERED + 1 + DRAFTED_DIMENSIONS
+_PADDING = [0] * DRAFTED_DIMENSIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +123,7 @@ class JudgedPasses:
         for place, picture in zip(desk.before, pictures, strict=True):
             if picture is not None:
                 place.copy_(picture)
-        desk.remembered = _remembered([picture is not None for picture in pictures], state)
+        desk.remembered = Known.remembered([picture is not None for picture in pictures], state)
         return desk
 
     def prefill(self, desk: Desk, drafts: Sequence[Draft], nodes: int) -> Verification:
@@ -196,12 +203,3 @@ class JudgedPasses:
             shared_memory((batch, columns), torch.int64, self._model.device) for columns in (asked, told)
         )
         return Note(asked_of, told_of)
-
-
-_PADDING = [0] * DRAFTED_DIMENSIONS
-
-
-def _remembered(seen: Sequence[bool], state: AcceptanceState) -> np.ndarray:
-    """Int64 `[B, 16]`: seen, repeats, previous, errors; floats travel as their bits."""
-    errors = state.signed_error.numpy().view(np.int32)
-    return np.column_stack([seen, state.repeats.numpy(), state.previous.numpy(), errors])

@@ -53,6 +53,22 @@ def test_a_shape_is_recorded_once_and_results_outlive_the_next_replay():
     assert (recorder.recorded, recorder.played) == (2, 3)
 
 
+def test_what_a_recorded_function_calls_belongs_to_its_recording():
+    inner, outer, place = HandRecorder(), HandRecorder(), torch.zeros(1)
+    doubled = Captured(lambda x: 2 * x, inner)
+
+    def keep(x: Tensor, place: Tensor) -> None:
+        place.copy_(doubled((x,)) + 1)
+
+    kept = Captured(keep, outer)
+    for value in (1.0, 5.0):
+        assert kept((torch.full((1,), value),), place) is None
+        assert place.tolist() == [2 * value + 1]
+    assert (inner.recorded, outer.recorded) == (0, 1)
+    assert doubled((torch.ones(1),)).tolist() == [2.0]
+    assert inner.recorded == 1
+
+
 def test_one_cache_at_the_same_addresses_for_the_same_shape(small_model: OpenVLA):
     pool = CachePool(small_model)
     small = pool.get(1, 20)
