@@ -152,6 +152,20 @@ class Policy:
         self._decoder = decoder
         self._spec = replace(self._spec, decoder=decoder.name)
 
+    def renew(self, checkpoint: str | Path) -> None:
+        """Take over the weights of a newer checkpoint of the same network. They go where the old ones are, so recorded
+        passes stay valid.
+
+        Raises CheckpointError, and ValueError for another network or an accelerated one, whose tensors are others.
+        """
+        directory, model = locate_checkpoint(checkpoint), self._running_decoder().model
+        fresh = load_checkpoint(directory, model.device, model.dtype)
+        try:
+            model.load_state_dict(fresh.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{directory} cannot replace the weights of {self._spec.policy_id}: {error}") from error
+        self._spec = replace(self._spec, checkpoint_hash=checkpoint_hash(directory))
+
     def act(self, observation: Observation, session: str = "") -> Action:
         """One action for one frame."""
         return self.act_batch([observation], [session])[0]

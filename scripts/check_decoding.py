@@ -23,7 +23,7 @@ from policy.decoding.acceptance.exact import Exact
 from policy.decoding.agreement import Agreement, Reference, Scripted, compare
 from policy.decoding.config import DecodingConfig
 from policy.decoding.replay import LoggedEpisode, replay
-from policy.decoding.speculative import SpeculativeDecoder
+from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.drafting.placement import Placement
 from policy.drafting.registry import DRAFTERS, DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
@@ -35,10 +35,12 @@ from policy.results import write_result
 from policy.training.demonstrations import list_demonstrations
 
 ALL = tuple(DRAFTERS)
+TREES: tuple[tuple[int, Tail], ...]
+TREES = ((32, "tree"), (32, "jacobi"), (32, "plain"), (6, "tree"), (1, "jacobi"), (96, "tree"))
 CONFIGS = (
     DecodingConfig.load("exact"),
     *(DecodingConfig(f"all drafters, tree of {nodes}, tail {tail}", drafters=ALL, nodes=nodes, tail=tail)
-      for nodes, tail in ((32, "tree"), (32, "jacobi"), (32, "plain"), (6, "tree"), (1, "jacobi"), (96, "tree"))),
+      for nodes, tail in TREES),
     *(DecodingConfig(f"{name}, 16 nodes, tree", drafters=(name,), nodes=16) for name in ALL),
     DecodingConfig("no drafters, jacobi", drafters=(), tail="jacobi"),
 )  # fmt: skip

@@ -39,6 +39,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
+    parser.add_argument("--follow", type=float, default=0.0, help="take over newer weights, looking every so many s")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
     parser.add_argument("--fake", action="store_true", help="serve a policy without a model")
     return parser.parse_args()
@@ -53,7 +54,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
     from policy.decoding.config import DecodingConfig
     from policy.runtime import Policy
 
-    return Policy.load(
+    policy = Policy.load(
         arguments.checkpoint,
         unnorm_key=arguments.unnorm_key,
         device=arguments.device,
@@ -64,6 +65,11 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         acceleration=preset(arguments.acceleration),
         on_state=report,
     )
+    if not arguments.follow:
+        return policy
+    from policy.following import FollowingPolicy
+
+    return FollowingPolicy(policy, Path(arguments.checkpoint), arguments.follow)
 
 
 def main() -> int:

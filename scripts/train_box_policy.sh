@@ -11,7 +11,7 @@ PYTHON=${PYTHON:-python3}
 
 # shellcheck disable=SC2086  # suites are words
 "$PYTHON" scripts/train_with_aggregation.py --training configs/policy/box.yaml --run "$RUN" --minutes "$MINUTES" \
-  --suites $SUITES --workers "$WORKERS" --servers 2
+  --suites $SUITES --workers "$WORKERS"
 # shellcheck disable=SC2086
 "$PYTHON" scripts/eval_episodes.py --checkpoint "$RUN/policy" --suites $SUITES --workers "$WORKERS" \
   --output "$RUN/episodes.jsonl" --summary "$RUN/box-policy.json"

@@ -11,6 +11,7 @@ and the expert says what it would have done (dataset aggregation, DAgger). May b
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,8 @@ from sim.suites import parse_numbers
 
 _ROOT = Path(__file__).resolve().parent.parent
 _SECONDS_BETWEEN_LINES = 15.0
+# Of simulators and servers: training compiles its network while they start, and would wait long for a core.
+_NICENESS = 10
 _PLENTY = 5000  # episodes a task; the end of training ends the recording
 
 
@@ -44,10 +47,11 @@ def make_parser() -> ArgumentParser:
         "--emphasis", type=float, default=3.0, help="missed tasks get up to 1 + this times the episodes"
     )
     parser.add_argument("--workers", type=int, default=2, help="simulator processes")
-    parser.add_argument("--servers", type=int, default=1, help="policy servers, one for some ten simulators")
-    parser.add_argument("--renew-seconds", type=float, default=60.0, help="age at which a newer policy takes over")
+    parser.add_argument("--renew-seconds", type=float, default=30.0, help="how often newer weights take over")
     parser.add_argument("--device", type=str, default="auto", help="of training")
-    parser.add_argument("--driver-device", type=str, default="auto", help="of the policy that drives, e.g. cuda:1")
+    parser.add_argument(
+        "--driver-devices", nargs="+", type=str, default=["auto"], help="of the policy that drives, e.g. cuda:2"
+    )
     parser.add_argument("--gpus", type=int, default=1, help="training processes, a GPU each")
     parser.add_argument("--render-devices", nargs="*", type=int, default=[], help="EGL devices, taken in turn")
     parser.add_argument(
@@ -73,13 +77,13 @@ def train_command(chosen: Namespace) -> list[str]:
 class Progress:
     """Prints the state of the collection now and then."""
 
-    def __init__(self, newest: NewestPolicy) -> None:
-        self._newest, self._printed_at = newest, 0.0
+    def __init__(self) -> None:
+        self._printed_at = 0.0
 
     def __call__(self, summary: Summary) -> None:
         if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
             self._printed_at = time.monotonic()
-            print(f"policy version {self._newest.versions}; {summary}", flush=True)
+            print(summary, flush=True)
 
 
 def main() -> int:
@@ -103,9 +107,8 @@ def main() -> int:
             run / "policy",
             run / "served",
             renew_seconds=chosen.renew_seconds,
-            servers=chosen.servers,
-            # Plain and uncaptured: a version lives too short to pay for recording its passes.
-            arguments=("--device", chosen.driver_device, "--decoding", "autoregressive", "--capture", "false"),
+            devices=tuple(chosen.driver_devices),
+            arguments=("--decoding", "autoregressive"),
         )
     except ValueError as error:
         parser.error(str(error))
@@ -118,8 +121,9 @@ def main() -> int:
     def finished() -> bool:
         return trainer.poll() is not None or time.monotonic() > ends
 
+    os.nice(_NICENESS)
     try:
-        print(collect(collection, Progress(newest), newest.endpoint, finished), flush=True)
+        print(collect(collection, Progress(), newest.endpoint, finished), flush=True)
     except (CollectionError, RuntimeError) as error:
         print(f"recording ended: {error}", file=sys.stderr)
         return 1

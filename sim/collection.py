@@ -114,7 +114,7 @@ class Summary:
         self.frames += outcome.steps if stored else 0
         self.seconds = seconds
         self.attempts[outcome.suite] = self.attempts.get(outcome.suite, 0) + 1
-        self.successes[outcome.suite] = self.successes.get(outcome.suite, 0) + stored
+        self.successes[outcome.suite] = self.successes.get(outcome.suite, 0) + outcome.solved
 
     def __str__(self) -> str:
         episodes, seconds = sum(self.attempts.values()), max(self.seconds, 1e-9)
@@ -161,7 +161,7 @@ def collect(
                 outcome = worker.outcome()
                 key = TaskKey(outcome.suite, outcome.task)
                 summary.add(outcome, time.monotonic() - started)
-                schedule.report(key, solved=outcome.result != "unsolved")
+                schedule.report(key, solved=outcome.solved or outcome.result == "error")
                 if outcome.result != "stored":
                     _append_line(config.output / FAILURES_FILE, outcome)
                 if on_progress is not None:

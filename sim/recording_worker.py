@@ -64,6 +64,8 @@ class Outcome:
     """What came of one item.
 
     result: "stored", "unsolved" (the expert missed its goal; not stored) or "error" (the simulator failed; try again).
+    solved: whether the goal was reached. An episode that a policy helped to drive is stored also where it was not: what
+    the expert would have done where the policy fails is what the policy lacks most.
     detail: the cause of an error.
     """
 
@@ -73,6 +75,7 @@ class Outcome:
     result: Literal["stored", "unsolved", "error"]
     steps: int = 0
     detail: str = ""
+    solved: bool = False
 
 
 class RecordingWorker:
@@ -198,7 +201,7 @@ class DriverSeat:
 
 
 def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: AlternatingDriver | None = None) -> Outcome:
-    """Record one episode and store it if it reached its goal."""
+    """Record one episode and store it if it reached its goal, or if a policy drove."""
     from sim.demonstrations import record_episode
 
     # Whether an episode is noisy depends on nothing but the episode, so that a resumed collection is the same.
@@ -210,7 +213,8 @@ def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: Altern
         driver.reset(item.seed)
         demonstration = record_episode(env, item.seed, driver=driver, driver_name=driver.name, noise=noise)
     steps = len(demonstration)
-    if not demonstration.meta.success:
+    solved = demonstration.meta.success
+    if not solved and driver is None:
         return Outcome(*item.key, item.seed, "unsolved", steps)
     demonstration.save(recording.output / demonstration_name(*item.key, item.seed))
-    return Outcome(*item.key, item.seed, "stored", steps)
+    return Outcome(*item.key, item.seed, "stored", steps, solved=solved)

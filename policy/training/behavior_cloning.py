@@ -24,7 +24,7 @@ from policy.openvla.checkpoint import load_checkpoint, save_checkpoint
 from policy.openvla.model import OpenVLA
 from policy.training.augmentation import inference_pixels, training_pixels
 from policy.training.config import TrainingConfig
-from policy.training.frames import Batch, FrameStore
+from policy.training.frames import FRAME_SHAPE, Batch, FrameStore
 from policy.training.objective import Losses, bin_of, jitter_bins, losses
 from policy.training.replicas import Replicas
 from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
@@ -61,6 +61,13 @@ class BehaviorCloning:
             validation=True,
             processes=1,
         )
+        network = self._network()
+        self.action_base = network.config.action_vocabulary
+        self.model = TrainedPolicy(network).to(self.device).train()
+        self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
+        self.compiled = torch.compile(self.model) if config.compile else self.model
+        if config.compile:
+            self._warm()
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
         start = config.initialize_from
@@ -68,36 +75,46 @@ class BehaviorCloning:
             self._action_statistics() if start is None else self._statistics_of(start)
         )
         self.standardizer = self.replicas.from_first(Standardizer.fit(self.store.privileged).to("cpu")).to(self.device)
-        if not self.replicas.first:
-            self.replicas.agree()  # the first one has written it
-        self.prompter, vocabulary_size = config.build_tokenizer()
-        if self.replicas.first:
-            self.replicas.agree()
-        if start is None:
-            network = OpenVLA.from_config(config.network.openvla_config(vocabulary_size))
-        else:
-            network = load_checkpoint(start, dtype=torch.float32)
-            if network.config.language.vocabulary != vocabulary_size:
-                raise ValueError(
-                    f"{start} has a vocabulary of {network.config.language.vocabulary} rows, the words of "
-                    f"{config.instructions_file} need {vocabulary_size}; give the instructions it was trained with"
-                )
-        self.action_base = network.config.action_vocabulary
-        self.model = TrainedPolicy(network).to(self.device).train()
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=self.device.type == "cuda"
         )
         if config.resume and self._state_file.exists():
             self._load_state()
-        self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
         self.q01 = torch.tensor(self.statistics.q01, device=self.device, dtype=torch.float32)
         self.q99 = torch.tensor(self.statistics.q99, device=self.device, dtype=torch.float32)
         self.mask = torch.tensor(self.statistics.mask, device=self.device)
-        self.compiled = torch.compile(self.model) if config.compile else self.model
         torch.manual_seed(config.seed + self.replicas.rank)  # the weights were drawn alike, batches must not be
 
     # --- preparation -------------------------------------------------------------------------------------------------
+
+    def _network(self) -> OpenVLA:
+        """Fresh, or that of the checkpoint to start from, with a vocabulary that has all words of the instructions."""
+        if not self.replicas.first:
+            self.replicas.agree()  # the first one has written the tokenizer
+        self.prompter, vocabulary_size = self.config.build_tokenizer()
+        if self.replicas.first:
+            self.replicas.agree()
+        start = self.config.initialize_from
+        if start is None:
+            return OpenVLA.from_config(self.config.network.openvla_config(vocabulary_size))
+        network = load_checkpoint(start, dtype=torch.float32)
+        if network.config.language.vocabulary != vocabulary_size:
+            raise ValueError(
+                f"{start} has a vocabulary of {network.config.language.vocabulary} rows, the words of "
+                f"{self.config.instructions_file} need {vocabulary_size}; give the instructions it was trained with"
+            )
+        return network
+
+    def _warm(self) -> None:
+        """Compile forward and backward pass while the first episodes are recorded: it takes a minute or two."""
+        batch = self.config.batch_size
+        task, fed = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (batch, (batch, 6)))
+        frames = torch.zeros(batch, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits, reading = self.compiled(inference_pixels(frames), *self.prompts.rows(task, self.action_base - fed))
+        (logits.float().sum() + reading.float().sum()).backward()
+        self.model.zero_grad(set_to_none=True)
 
     def _wait_for_episodes(self) -> None:
         deadline = time.monotonic() + self.config.wait_seconds

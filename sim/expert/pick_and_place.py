@@ -119,7 +119,7 @@ class PickAndPlace:
         return not any(state.finger_contacts(self._geoms))
 
     def _centred(self, state: SimulatorState, grasp: Grasp) -> np.ndarray:
-        """Where the fingers have the object in their middle: a carton can hang on one of them, and then rises with it."""
+        """Where the fingers have the object in their middle: a carton can hang on one of them, and would rise too."""
         return np.array([*grasp.position[:2], state.hand_position[2]])
 
     def _carry(self, state: SimulatorState, grasp: Grasp, placement: Placement) -> Decision:

@@ -45,7 +45,7 @@ class InstantWorker:
         result = self.results.get(item, "stored")
         if result == "stored":
             (self._output / demonstration_name(*item.key, item.seed)).touch()
-        return Outcome(*item.key, item.seed, result, steps=10)
+        return Outcome(*item.key, item.seed, result, steps=10, solved=result == "stored")
 
     def close(self) -> None:
         self.connection.close()

@@ -1,4 +1,4 @@
-"""The newest checkpoint is served, the one before it until the next handover, and nothing is left running."""
+"""Servers start with the first checkpoint, clients take them in turn, and nothing is left running."""
 
 import time
 from pathlib import Path
@@ -9,46 +9,47 @@ from bridge.client import PolicyClient
 from sim.newest_policy import NewestPolicy
 
 
-def save(checkpoint: Path, text: str) -> None:
+def save(checkpoint: Path) -> None:
     """What a training run does, as far as serving it without a model needs it."""
     checkpoint.mkdir(exist_ok=True)
-    (checkpoint / "training_config.json").write_text(text)
+    (checkpoint / "training_config.json").write_text("{}")
 
 
-def wait_for_version(newest: NewestPolicy, before: str) -> str:
+def wait_for_endpoint(newest: NewestPolicy) -> str:
     deadline = time.monotonic() + 60
-    while (endpoint := newest.endpoint()) == before:
-        assert time.monotonic() < deadline, "no new version within a minute"
+    while not (endpoint := newest.endpoint()):
+        assert time.monotonic() < deadline, "nothing is served within a minute"
         time.sleep(0.05)
     return endpoint
 
 
-def test_versions_follow_each_other_without_a_gap(tmp_path):
-    newest = NewestPolicy(tmp_path / "policy", tmp_path / "served", renew_seconds=0.1, arguments=("--fake",))
+def test_servers_start_with_the_first_checkpoint_and_take_turns(tmp_path: Path):
+    newest = NewestPolicy(tmp_path / "policy", tmp_path / "logs", devices=("cpu", "cpu"), arguments=("--fake",))
     try:
         assert newest.endpoint() == "", "there is no checkpoint yet"
-        save(tmp_path / "policy", "1")
-        first = wait_for_version(newest, "")
-        with PolicyClient(first) as client:
-            save(tmp_path / "policy", "2")
-            second = wait_for_version(newest, first)
-            client.reset()  # the first version still answers
-        with PolicyClient(second) as client:
-            client.reset()
-        assert newest.versions == 2
-        time.sleep(0.2)
-        assert newest.endpoint() == second
-        assert newest.versions == 2, "nothing newer was saved"
+        save(tmp_path / "policy")
+        endpoints = {wait_for_endpoint(newest), newest.endpoint()}
+        assert len(endpoints) == 2
+        assert {newest.endpoint(), newest.endpoint()} == endpoints
+        for endpoint in endpoints:
+            with PolicyClient(endpoint) as client:
+                client.reset()
     finally:
+        processes = [server.process for server in newest._servers]
         newest.close()
-    assert list((tmp_path / "served").iterdir()) == []
+    assert all(process.poll() is not None for process in processes)
 
 
-def test_a_checkpoint_that_cannot_be_served_is_told(tmp_path):
-    save(tmp_path / "policy", "no weights here")
-    newest = NewestPolicy(tmp_path / "policy", tmp_path / "served")
+def test_a_checkpoint_that_cannot_be_served_is_told(tmp_path: Path):
+    save(tmp_path / "policy")
+    newest = NewestPolicy(tmp_path / "policy", tmp_path / "logs")
     try:
         with pytest.raises(RuntimeError, match=r"ended with exit code 1: .*cannot be served"):
-            wait_for_version(newest, "")
+            wait_for_endpoint(newest)
     finally:
         newest.close()
+
+
+def test_settings_that_make_no_sense_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="name a device"):
+        NewestPolicy(tmp_path, tmp_path, devices=())

@@ -1,0 +1,72 @@
+"""A policy that takes over the newest weights of a training run between two actions, for dataset aggregation.
+
+Knows when to look and how to tell that there is something new. Replacing weights in place is the policy's part.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from policy.openvla.checkpoint import CheckpointError
+from policy.runtime import Policy
+from policy.types import Action, Observation, PolicySpec
+
+_log = logging.getLogger(__name__)
+
+
+class FollowingPolicy:
+    """Satisfies `policy.types.ActionPolicy`; not for robots, whose policy should stay what was tested.
+
+    checkpoint: the folder that training replaces as a whole with each save. seconds: how often to look there.
+    """
+
+    def __init__(self, policy: Policy, checkpoint: Path, seconds: float) -> None:
+        if seconds <= 0:
+            raise ValueError(f"a checkpoint is looked at every so many seconds, got {seconds}; give a positive number")
+        self._policy, self._checkpoint, self._seconds = policy, checkpoint, seconds
+        self._held = self._saved()
+        self._looked_at = time.monotonic()
+
+    @property
+    def spec(self) -> PolicySpec:
+        """The policy's, with the hash of the weights that it holds now."""
+        return self._policy.spec
+
+    def reset(self, session: str = "") -> None:
+        self._policy.reset(session)
+
+    def act(self, observation: Observation, session: str = "") -> Action:
+        return self.act_batch([observation], [session])[0]
+
+    def act_batch(self, observations: Sequence[Observation], sessions: Sequence[str]) -> list[Action]:
+        """As the policy does, with the newest weights."""
+        if time.monotonic() - self._looked_at >= self._seconds:
+            self._renew()
+        return self._policy.act_batch(observations, sessions)
+
+    def close(self) -> None:
+        self._policy.close()
+
+    def _renew(self) -> None:
+        self._looked_at = time.monotonic()
+        saved = self._saved()
+        if saved in (self._held, None):
+            return
+        try:
+            self._policy.renew(self._checkpoint)
+        except (CheckpointError, OSError) as error:  # replaced while it was read: the next look finds it whole
+            _log.warning("the old weights stay: %s", error)
+            return
+        self._held = saved
+        _log.info("took over weights sha256 %s", self._policy.spec.checkpoint_hash[:12])
+
+    def _saved(self) -> tuple[int, int] | None:
+        """Changes with every save; None while there is none."""
+        try:
+            found = self._checkpoint.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
