@@ -22,17 +22,12 @@ from rich.table import Table
 from policy.decoding.acceptance.exact import Exact
 from policy.decoding.agreement import Agreement, Reference, Scripted, compare
 from policy.decoding.config import DecodingConfig
-from policy.decoding.replay import LoggedEpisode, replay
+from policy.decoding.replay import replay
+from policy.decoding.replay_target import ReplayTarget, add_replay_options, replay_paths
 from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.drafting.placement import Placement
-from policy.drafting.registry import DRAFTERS, DrafterMaterial
-from policy.hardware import choose_device, choose_dtype
-from policy.openvla.action_tokens import load_statistics, select_statistics
-from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
-from policy.openvla.images import PreprocessorSettings
-from policy.openvla.prompt import Prompter
+from policy.drafting.registry import DRAFTERS
 from policy.results import write_result
-from policy.training.demonstrations import list_demonstrations
 
 ALL = tuple(DRAFTERS)
 TREES: tuple[tuple[int, Tail], ...]
@@ -49,27 +44,18 @@ ADVERSARIES = ("right", "wrong", "random")
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("demonstrations", type=Path, help="folder of .npz files with frames, see collect_demos.py")
+    add_replay_options(parser)
     parser.add_argument("--frames", type=int, default=2000, help="stop after so many")
-    parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
     parser.add_argument("--side-by-side", type=int, default=8, help="episodes in one batch")
-    parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
-    parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
     return parser
 
 
 def main() -> int:
     chosen, console = make_parser().parse_args(), Console()
     try:
-        paths = list_demonstrations(chosen.demonstrations)
-        if not paths or chosen.side_by_side < 1:
-            raise ValueError(
-                f"{chosen.demonstrations} has {len(paths)} demonstrations; --side-by-side must be positive"
-            )
-        agreements, margin, dtype = check(paths, chosen, console)
+        if chosen.side_by_side < 1:
+            raise ValueError(f"--side-by-side is {chosen.side_by_side}; it must be at least 1")
+        agreements, margin, dtype = check(replay_paths(chosen), chosen, console)
     except (ValueError, FileNotFoundError) as error:
         console.print(f"cannot compare: {error}", style="red", markup=False, highlight=False)
         return 2
@@ -86,15 +72,8 @@ def main() -> int:
 @torch.inference_mode()
 def check(paths: list[Path], chosen: Namespace, console: Console) -> tuple[list[Agreement], float, str]:
     """The agreements of all decoders, the reference's median margin and the name of the dtype."""
-    directory = locate_checkpoint(chosen.checkpoint)
-    statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
-    device = choose_device(chosen.device)
-    model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
-    prompter, settings = (
-        Prompter(directory, maximum_tokens=model.config.maximum_tokens),
-        PreprocessorSettings.load(directory),
-    )
-    material, rule, random = DrafterMaterial(model, statistics, directory), Exact(), np.random.default_rng(0)
+    target = ReplayTarget.load(chosen)
+    model, material, rule, random = target.model, target.material(), Exact(), np.random.default_rng(0)
     scripted = [Scripted(name) for name in ADVERSARIES]
     decoders = [config.build(material) for config in CONFIGS]
     decoders += [
@@ -108,15 +87,14 @@ def check(paths: list[Path], chosen: Namespace, console: Console) -> tuple[list[
     for group in track(groups, "episodes, in groups", console=console):
         if agreements[0].actions >= chosen.frames:
             break
-        episodes = [LoggedEpisode.load(path, model, prompter, settings, chosen.steps) for path in group]
-        for prompts, sessions in replay(model, episodes):
+        for prompts, sessions in replay(model, [target.episode(path) for path in group]):
             reference = Reference.of(model, prompts)
             margins.append(reference.margins)
             for drafter in scripted:
                 drafter.fill(np.clip(model.config.action_vocabulary - 1 - reference.ids, 0, 255), random)
             for agreement, decoder in zip(agreements, decoders, strict=True):
                 compare(agreement, decoder, prompts, sessions, reference)
-    return agreements, float(np.median(np.concatenate(margins))), str(model.dtype).removeprefix("torch.")
+    return agreements, float(np.median(np.concatenate(margins))), target.dtype
 
 
 def table_of(rows: list[dict]) -> Table:

@@ -5,16 +5,13 @@ Records random resets only, never the official initial states; what is there alr
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from sim.collection import CollectionConfig, Summary, collect
+from sim.collection import CollectionConfig, ProgressLines, collect
 from sim.recording_worker import CollectionError
 from sim.suites import parse_numbers
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main() -> None:
@@ -57,23 +54,11 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     try:
-        print(collect(config, _Printer()), flush=True)
+        print(collect(config, ProgressLines()), flush=True)
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on in {config.output}") from None
     except CollectionError as error:
         raise SystemExit(f"cannot collect: {error}") from None
-
-
-class _Printer:
-    """Prints the progress now and then, as plain lines that also suit a log file."""
-
-    def __init__(self) -> None:
-        self._printed_at = 0.0
-
-    def __call__(self, summary: Summary) -> None:
-        if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
-            self._printed_at = time.monotonic()
-            print(summary, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ All decodings see every frame one after the other. The first is plain decoding, 
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,15 +21,8 @@ from policy.acceleration.plan import PRESETS, accelerate, preset
 from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import DecodingConfig
 from policy.decoding.race import Runner, race
-from policy.decoding.replay import LoggedEpisode
-from policy.drafting.registry import DrafterMaterial
-from policy.hardware import choose_device, choose_dtype
-from policy.openvla.action_tokens import load_statistics, select_statistics
-from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
-from policy.openvla.images import PreprocessorSettings
-from policy.openvla.prompt import Prompter
+from policy.decoding.replay_target import ReplayTarget, add_replay_options, replay_paths
 from policy.results import write_result
-from policy.training.demonstrations import list_demonstrations
 from policy.training.widen import OPENVLA_7B_SIZES, widened
 
 PLAIN = "autoregressive"
@@ -37,31 +30,20 @@ PLAIN = "autoregressive"
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("demonstrations", type=Path, help="folder of .npz files with frames, see collect_demos.py")
+    add_replay_options(parser)
     parser.add_argument("--decoding", nargs="+", type=str, default=["exact"], help="names or files")
     parser.add_argument("--weights", type=dict[str, Path], default={}, help="folders of trained drafters, by name")
     parser.add_argument("--episodes", type=int, default=10, help="so many of them, evenly taken")
-    parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
     parser.add_argument("--warming", type=int, default=1, help="episodes played first and not counted")
-    parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
     parser.add_argument("--shape", type=Literal["own", "7b"], default="own", help="7b: widened to OpenVLA-7B's sizes")
     parser.add_argument("--acceleration", type=str, default="none", help=", ".join(PRESETS))
-    parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
     return parser
 
 
 def main() -> None:
     chosen, console = make_parser().parse_args(), Console()
     try:
-        paths = list_demonstrations(chosen.demonstrations)
-        if len(paths) < 1 + chosen.warming:
-            raise ValueError(
-                f"{chosen.demonstrations} has {len(paths)} demonstrations, and {1 + chosen.warming} are needed: "
-                "--warming and one to measure"
-            )
+        paths = replay_paths(chosen, 1 + chosen.warming)
         rows = measure(paths[:: max(1, len(paths) // (chosen.episodes + chosen.warming))], chosen)
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"cannot measure: {error}") from None
@@ -76,29 +58,22 @@ def main() -> None:
 
 @torch.inference_mode()
 def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
-    directory = locate_checkpoint(chosen.checkpoint)
-    statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
-    device = choose_device(chosen.device)
-    model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
+    target = ReplayTarget.load(chosen)
     if chosen.shape == "7b":
-        model = widened(model, OPENVLA_7B_SIZES)
-    accelerate(model, preset(chosen.acceleration))
-    prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-    settings = PreprocessorSettings.load(directory)
-    counted = paths[: chosen.episodes + chosen.warming]
-    episodes = [LoggedEpisode.load(path, model, prompter, settings, chosen.steps) for path in counted]
-    captured = device.type == "cuda"
+        target = replace(target, model=widened(target.model, OPENVLA_7B_SIZES))
+    accelerate(target.model, preset(chosen.acceleration))
+    episodes = [target.episode(path) for path in paths[: chosen.episodes + chosen.warming]]
+    captured = target.model.device.type == "cuda"
     if captured:
-        capture_passes(model)
-    recorder = GraphRecorder if captured else None
-    material = DrafterMaterial(model, statistics, directory, chosen.weights, recorder)
+        capture_passes(target.model)
+    material = target.material(chosen.weights, GraphRecorder if captured else None)
     configs = [DecodingConfig.load(name) for name in (PLAIN, *(name for name in chosen.decoding if name != PLAIN))]
     runners = [Runner(config.build(material)) for config in configs]
     race(runners, episodes[: chosen.warming])
     for runner in runners:
         runner.forget()
     race(runners, episodes[chosen.warming :])
-    shared = {"device": str(device), "dtype": str(model.dtype).removeprefix("torch."), "target": chosen.checkpoint}
+    shared = {"device": str(target.model.device), "dtype": target.dtype, "target": chosen.checkpoint}
     shared |= {"shape": chosen.shape, "acceleration": chosen.acceleration}
     return [runner.row() | settings_of(config) | shared for runner, config in zip(runners, configs, strict=True)]
 

@@ -36,7 +36,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
     parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
-    parser.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
+    parser.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled, skinny, int8 or fp8")
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--follow", type=float, default=0.0, help="take over newer weights, looking every so many s")

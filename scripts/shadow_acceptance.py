@@ -20,32 +20,19 @@ from rich.table import Column, Table
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.config import DecodingConfig
 from policy.decoding.physical import ActionUnits
-from policy.decoding.replay import LoggedEpisode
+from policy.decoding.replay_target import ReplayTarget, add_replay_options, replay_paths
 from policy.decoding.shadow import Shadow
-from policy.drafting.registry import DrafterMaterial
-from policy.hardware import choose_device, choose_dtype
-from policy.openvla.action_tokens import load_statistics, select_statistics
-from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
-from policy.openvla.images import PreprocessorSettings
-from policy.openvla.prompt import Prompter
 from policy.results import write_result
-from policy.training.demonstrations import list_demonstrations
 
 _TRANSLATIONS, _ROTATIONS = ("dx_mm", "dy_mm", "dz_mm"), ("droll_mrad", "dpitch_mrad", "dyaw_mrad")
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("demonstrations", type=Path, help="folder of .npz files with frames, see collect_demos.py")
+    add_replay_options(parser)
     parser.add_argument("--decoding", nargs="+", type=str, default=["exact", "default"], help="what to compare")
     parser.add_argument("--episodes", type=int | None, default=None, help="how many, evenly spread over the folder")
-    parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
     parser.add_argument("--side-by-side", type=int, default=8, help="episodes in one batch")
-    parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
-    parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
-    parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
     return parser
 
 
@@ -53,9 +40,7 @@ def main() -> None:
     chosen, console = make_parser().parse_args(), Console()
     try:
         configs = [DecodingConfig.load(name) for name in chosen.decoding]
-        paths = _spread(list_demonstrations(chosen.demonstrations), chosen.episodes)
-        if not paths:
-            raise ValueError(f"there are no demonstrations in {chosen.demonstrations}; run scripts/collect_demos.py")
+        paths = _spread(replay_paths(chosen), chosen.episodes)
         if chosen.side_by_side < 1:
             raise ValueError(f"--side-by-side is {chosen.side_by_side}; it must be at least 1")
         shadow = replay_through(configs, paths, chosen, console)
@@ -72,17 +57,12 @@ def main() -> None:
 @torch.inference_mode()
 def replay_through(configs: list[DecodingConfig], paths: list[Path], chosen: Namespace, console: Console) -> Shadow:
     """Load what is needed and play the episodes, group by group."""
-    directory = locate_checkpoint(chosen.checkpoint)
-    statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
-    settings = PreprocessorSettings.load(directory)
-    device = choose_device(chosen.device)
-    model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
-    prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-    decoders = [config.build(DrafterMaterial(model, statistics, directory)) for config in configs]
-    shadow = Shadow(AutoregressiveDecoder(model), decoders, ActionUnits.from_statistics(statistics))
+    target = ReplayTarget.load(chosen)
+    decoders = [config.build(target.material()) for config in configs]
+    shadow = Shadow(AutoregressiveDecoder(target.model), decoders, ActionUnits.from_statistics(target.statistics))
     for first in track(range(0, len(paths), chosen.side_by_side), "replaying", console=console):
         group = paths[first : first + chosen.side_by_side]
-        shadow.play([LoggedEpisode.load(path, model, prompter, settings, chosen.steps) for path in group])
+        shadow.play([target.episode(path) for path in group])
     return shadow
 
 

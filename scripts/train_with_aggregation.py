@@ -20,13 +20,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-from sim.collection import CollectionConfig, Summary, collect
+from sim.collection import CollectionConfig, ProgressLines, collect
 from sim.newest_policy import NewestPolicy
 from sim.recording_worker import CollectionError
 from sim.suites import parse_numbers
 
 _ROOT = Path(__file__).resolve().parent.parent
-_SECONDS_BETWEEN_LINES = 15.0
 # Of simulators and servers: training compiles its network while they start, and would wait long for a core.
 _NICENESS = 10
 _PLENTY = 5000  # episodes a task; the end of training ends the recording
@@ -74,18 +73,6 @@ def train_command(chosen: Namespace) -> list[str]:
     return command + [f"--{option}" for option in chosen.training_options]
 
 
-class Progress:
-    """Prints the state of the collection now and then."""
-
-    def __init__(self) -> None:
-        self._printed_at = 0.0
-
-    def __call__(self, summary: Summary) -> None:
-        if time.monotonic() - self._printed_at >= _SECONDS_BETWEEN_LINES:
-            self._printed_at = time.monotonic()
-            print(summary, flush=True)
-
-
 def main() -> int:
     parser = make_parser()
     chosen = parser.parse_args()
@@ -123,7 +110,7 @@ def main() -> int:
 
     os.nice(_NICENESS)
     try:
-        print(collect(collection, Progress(), newest.endpoint, finished), flush=True)
+        print(collect(collection, ProgressLines(), newest.endpoint, finished), flush=True)
     except (CollectionError, RuntimeError) as error:
         print(f"recording ended: {error}", file=sys.stderr)
         return 1

@@ -7,6 +7,7 @@ Knows what is wanted and what is there already; leaves the order to `sim.schedul
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -189,3 +190,15 @@ def _already_done(output: Path) -> set[str]:
 def _append_line(path: Path, outcome: Outcome) -> None:
     with path.open("a") as file:
         file.write(json.dumps(asdict(outcome)) + "\n")
+
+
+class ProgressLines:
+    """Prints a collection's progress now and then, as plain lines that also suit a log file; for `on_progress`."""
+
+    def __init__(self, seconds: float = 15.0) -> None:
+        self._seconds, self._printed_at = seconds, -math.inf
+
+    def __call__(self, summary: Summary) -> None:
+        if time.monotonic() - self._printed_at >= self._seconds:
+            self._printed_at = time.monotonic()
+            print(summary, flush=True)

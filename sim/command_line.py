@@ -26,7 +26,7 @@ def add_server_options(parser: ArgumentParser, checkpoint: str = "policy/pretrai
     options.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
     options.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     options.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
-    options.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled or fp8")
+    options.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled, skinny, int8 or fp8")
     options.add_argument(
         "--servers", type=int, default=1, help="server processes at a time; one is good for some ten workers"
     )
