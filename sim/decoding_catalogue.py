@@ -25,9 +25,10 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
     for base in (exact, corrected):
         drafted += [replace(base, name=f"{base.name}, {name}", drafters=(name, "dataset")) for name in DRAFTERS
                     if name != "dataset"]  # fmt: skip
-        drafted.append(replace(base, name=f"{base.name}, all drafters", drafters=tuple(DRAFTERS)))
     tails = [replace(exact, name=f"exact, {tail} tail", tail=tail) for tail in ("jacobi", "plain")]
-    nodes = [replace(exact, name=f"exact, {count} nodes", nodes=count) for count in (6, 16, 64, 96)]
+    nodes = [
+        replace(exact, name=f"exact, {count} nodes", nodes=count, tail_nodes=count) for count in (6, 16, 32, 64, 96)
+    ]
     swept = {
         rule: [
             replace(DecodingConfig.load(rule), name=f"{rule}, r={radius}", tolerance={"radius": radius})

@@ -57,7 +57,8 @@ class DecodingConfig:
     drafters: who proposes tokens, see `policy.drafting.registry`; none leaves the first pass without a draft.
     head: who drafts the rest from the target's features, for the tails "tree" and "head"; None for nobody.
     weights: folders of trained drafters, by name, where they are not beside the target's weights.
-    nodes: most nodes of a token tree. confidence: nodes less probable to be accepted are left out.
+    nodes: most nodes of the token tree behind the prompt. tail_nodes: of those in further passes, which stay cheap only
+    as long as they are short; as many as `nodes` unless given. confidence: nodes less probable to stand are left out.
     tail: how the rest is drafted after the first pass, see `SpeculativeDecoder`.
     acceptance, tolerance: the rule and its options, see `docs/acceptance.md`.
     """
@@ -68,6 +69,7 @@ class DecodingConfig:
     head: str | None = None
     weights: Mapping[str, Path] = field(default_factory=dict)
     nodes: int = 32
+    tail_nodes: int | None = None
     confidence: float = 0.005
     tail: Tail = "tree"
     acceptance: str = "exact"
@@ -79,8 +81,10 @@ class DecodingConfig:
         for option, choices in (("decoder", ("autoregressive", "speculative")), ("tail", get_args(Tail))):
             if getattr(self, option) not in choices:
                 raise ValueError(f"{option} is {getattr(self, option)!r}; it must be one of {', '.join(choices)}")
-        if not 1 <= self.nodes <= MOST_NODES:
-            raise ValueError(f"nodes is {self.nodes}; a tree has 1 to {MOST_NODES}")
+        for option in ("nodes", "tail_nodes"):
+            nodes = getattr(self, option)
+            if nodes is not None and not 1 <= nodes <= MOST_NODES:
+                raise ValueError(f"{option} is {nodes}; a tree has 1 to {MOST_NODES}")
         if not 0 <= self.confidence < 1:
             raise ValueError(f"confidence is {self.confidence}; it must be a probability from 0 to below 1")
         check_drafters(self.drafters)
@@ -128,7 +132,7 @@ class DecodingConfig:
             material.model,
             rule,
             [DRAFTERS[drafter](material) for drafter in self.drafters if drafter in DRAFTERS],
-            Placement(self.nodes, self.confidence, rule.reach),
+            Placement(self.nodes, self.confidence, rule.reach, self.tail_nodes),
             self.tail,
             self.name,
             [SEEING_DRAFTERS[drafter](material) for drafter in self.drafters if drafter in SEEING_DRAFTERS],

@@ -101,7 +101,12 @@ class SpeculativeDecoder:
 
     @property
     def _most_nodes(self) -> int:
-        return max(self._placement.nodes, DRAFTED_DIMENSIONS)
+        return max(self._placement.nodes, self._placement.tail_nodes, DRAFTED_DIMENSIONS)
+
+    def _widths(self, nodes: int) -> set[int]:
+        """Of all padded trees of up to so many nodes, or of the chain of a whole action."""
+        most = max(nodes, DRAFTED_DIMENSIONS)
+        return {min(width, self._most_nodes) for width in range(0, most + _WIDTHS, _WIDTHS)}
 
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""
@@ -117,8 +122,9 @@ class SpeculativeDecoder:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
         batch = len(prompts.lengths)
         desk = self._passes.lay(prompts, [None] * batch, AcceptanceState.fresh(batch))
-        for width in {min(width, self._most_nodes) for width in range(0, self._most_nodes + _WIDTHS, _WIDTHS)}:
+        for width in self._widths(self._placement.nodes):
             self._passes.prefill(desk, [Draft()] * batch, width)
+        for width in self._widths(self._placement.tail_nodes):
             self._passes.extend(desk, [[0]] * batch, [Draft(1)] * batch, width)
         if self._head is not None:
             HeadTail(self._head, desk).rehearse()

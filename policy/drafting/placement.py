@@ -67,13 +67,14 @@ class _Source:
 class Placement:
     """One for all sessions of a policy.
 
-    nodes: the most nodes in a tree. confidence: a node less probable than this to stand is left out.
+    nodes: the most nodes in a tree behind the prompt, whose pass has room for many at no cost. tail_nodes: in those of
+        further passes, the same unless given. confidence: a node less probable than this to stand is left out.
     reach: see `AcceptanceRule.reach`. Alternatives lie about this far apart: nearer ones would mostly be accepted
         together, farther ones would leave the robot with drafts at the rim of what is tolerated.
     """
 
-    def __init__(self, nodes: int, confidence: float, reach: Sequence[int]) -> None:
-        self.nodes = nodes
+    def __init__(self, nodes: int, confidence: float, reach: Sequence[int], tail_nodes: int | None = None) -> None:
+        self.nodes, self.tail_nodes = nodes, nodes if tail_nodes is None else tail_nodes
         self._confidence = confidence
         self._spacing = tuple(bins // 2 for bins in reach)
         self._record = ProposalRecord(self._spacing, confidence)
@@ -91,7 +92,7 @@ class Placement:
         sources += [
             _Source(name, best_bins(rows).tolist(), self._trust.rank(name, rows), True) for name, rows in claims.items()
         ]
-        return _Growth(sources, self._spacing, start, self._confidence).draft(self.nodes)
+        return _Growth(sources, self._spacing, start, self._confidence).draft(self.tail_nodes if start else self.nodes)
 
     def learn(
         self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, claims: Mapping[str, np.ndarray] = _NONE

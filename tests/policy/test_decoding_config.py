@@ -45,6 +45,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("nodes: many\n", "nodes"),
         ("nods: 3\n", "nods"),
         ("nodes: 0\n", "nodes is 0; a tree has 1 to 128"),
+        ("tail_nodes: 200\n", "tail_nodes is 200; a tree has 1 to 128"),
         ("drafters: [clairvoyant]\n", "no drafter clairvoyant; choose some of previous"),
         ("drafters: [motion, motion]\n", "each drafter can be named once"),
         ("tail: fluffy\n", "tail"),

@@ -138,6 +138,14 @@ def test_a_record_after_hits_is_not_that_after_misses() -> None:
     assert placement.plan(0, proposal).tokens == (107, 110)
 
 
+def test_trees_of_further_passes_may_be_smaller() -> None:
+    placement = Placement(nodes=40, confidence=0.0, reach=EXACT, tail_nodes=9)
+    proposal = {"previous": np.full(7, 40)}
+    assert [len(placement.plan(start, proposal).tokens) for start in (0, 1, 4)] == [40, 9, 9]
+    same = Placement(nodes=40, confidence=0.0, reach=EXACT)
+    assert len(same.plan(1, proposal).tokens) == 40
+
+
 def test_improbable_nodes_are_left_out() -> None:
     wide = Placement(nodes=64, confidence=0.0, reach=EXACT).plan(0, {"previous": np.full(7, 40)})
     narrow = Placement(nodes=64, confidence=0.1, reach=EXACT).plan(0, {"previous": np.full(7, 40)})
