@@ -40,7 +40,7 @@ often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 class AnyTrees:
     """In place of a `Placement`: the next tree is whatever hypothesis draws."""
 
-    nodes = 12
+    nodes = tail_nodes = 12
 
     def __init__(self, data: st.DataObject) -> None:
         self._data = data
@@ -55,7 +55,7 @@ class AnyTrees:
 class Chains:
     """In place of a `Placement`: what was proposed first, without alternatives."""
 
-    nodes = DRAFTED_DIMENSIONS
+    nodes = tail_nodes = DRAFTED_DIMENSIONS
 
     def plan(self, start: int, proposals: Mapping[str, np.ndarray], *_: object) -> Draft:
         complete = (
