@@ -28,6 +28,7 @@ def read_labels(directory: Path) -> dict[tuple[str, bool], list[np.ndarray]]:
     labels = defaultdict(list)
     for path in list_demonstrations(directory):
         demonstration = Demonstration.load(path)
+        demonstration.require_every_step()
         labels[demonstration.meta.suite, demonstration.meta.noise > 0].append(demonstration.actions)
     return dict(sorted(labels.items()))
 

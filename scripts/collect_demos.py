@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.25, help="sigma of the bursts on executed actions (1 is 5 cm)")
     parser.add_argument("--noisy-fraction", type=float, default=0.75, help="share of the episodes that get noise")
     parser.add_argument("--frames", type=bool, default=True, help="false: leave the rendering to render_demos.py")
+    parser.add_argument("--stride", type=int, default=1, help="keep one step in so many where the expert drives alone")
     parser.add_argument(
         "--driver-endpoint", type=str, default="", help="policy server that takes turns with the expert"
     )
@@ -47,6 +48,7 @@ def main() -> None:
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
             frames=chosen.frames,
+            stride=chosen.stride,
             workers=chosen.workers,
             render_devices=tuple(chosen.render_devices),
             time_limit=chosen.time_limit,

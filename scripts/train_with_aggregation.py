@@ -42,6 +42,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
     parser.add_argument("--first-seed", type=int, default=10_000, help="of the episodes that are recorded")
     parser.add_argument("--expert-share", type=float, default=0.3, help="episodes that the expert drives alone")
+    parser.add_argument("--stride", type=int, default=3, help="steps from one frame of theirs to the next")
     parser.add_argument(
         "--emphasis", type=float, default=3.0, help="missed tasks get up to 1 + this times the episodes"
     )
@@ -86,6 +87,7 @@ def main() -> int:
             first_seed=chosen.first_seed,
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
+            stride=chosen.stride,
             workers=chosen.workers,
             render_devices=tuple(chosen.render_devices),
             mesh_cells=tuple(chosen.mesh_cells),

@@ -42,17 +42,23 @@ def record_episode(
     driver: Driver = follow_expert,
     driver_name: str = "expert",
     noise: BurstNoise | None = None,
+    stride: int = 1,
 ) -> Demonstration:
     """Run one episode from a random reset and record it until success or the task's step limit.
 
     An environment that does not render gives an episode without frames, ten times as fast; `render_frames` adds them.
     Official initial states cannot be recorded: they are what policies are measured on.
+    stride: keeps and renders one control step in so many, the first one chosen by the seed. Neighbouring frames differ
+    little, so frames of more episodes teach more where rendering is what takes time.
     Raises ValueError for a seed below FIRST_TRAINING_SEED and for a driver, which needs to see, without rendering.
     """
     if seed < FIRST_TRAINING_SEED:
         raise ValueError(f"seed {seed} is kept for evaluation; demonstrations use {FIRST_TRAINING_SEED} and above")
+    if stride < 1 or (stride > 1 and driver is not follow_expert):
+        raise ValueError(f"stride must be 1, or more with the expert as driver, got {stride} with {driver_name!r}")
     if not env.rendered and driver is not follow_expert:
         raise ValueError(f"driver {driver_name!r} needs to see; make the environment with render=True")
+    offset = seed % stride
     observed, _ = env.reset(seed=seed)
     expert = make_expert(env)
     rows = _Rows()
@@ -66,9 +72,11 @@ def record_episode(
             values[:6] += next(disturbances)
         values[:6] = np.clip(values[:6], -1.0, 1.0)
         action = simulator_action(Action(values, _NO_TOKENS, _NO_DECODING))
-        jpeg = encode_frame(image) if env.rendered else b""
-        seen = privileged(expert), env.state(), env.pictured_positions
-        rows.append(jpeg, label, to_openvla(action), *seen)
+        if env.steps % stride == offset:
+            jpeg = encode_frame(image) if env.rendered else b""
+            seen = privileged(expert), env.state(), env.pictured_positions
+            rows.append(jpeg, label, to_openvla(action), *seen)
+        env.picture_next = (env.steps + 1) % stride == offset
         observed, _, success, truncated, _ = env.step(action)
         over = success or truncated
     meta = DemonstrationMeta(
@@ -81,6 +89,7 @@ def record_episode(
         noise=noise.sigma if noise is not None else 0.0,
         renderer=env.renderer,
         versions=versions(),
+        stride=stride,
     )
     return rows.demonstration(meta, *expert.state.body_poses())
 
@@ -91,6 +100,7 @@ def render_frames(env: LiberoEnv, demonstration: Demonstration) -> Demonstration
     They are those that recording with rendering would have stored, as far as the GL renderer is the same. `env` needs a
     reset before it can be stepped again.
     """
+    demonstration.require_every_step()  # a stove's glow follows from the step before
     bodies = demonstration.body_positions, demonstration.body_quaternions
     pictured = demonstration.pictured
     ends = demonstration.states[:-1, 1 : 1 + pictured.shape[1]]

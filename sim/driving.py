@@ -14,14 +14,22 @@ from policy.types import ActionPolicy, Observation
 
 @dataclass(frozen=True, slots=True)
 class Stretches:
-    """Mean lengths, in control steps, of the stretches in which policy and expert drive in turn (exponential)."""
+    """Mean lengths, in control steps, of the stretches in which policy and expert drive in turn (exponential).
 
-    policy: float = 25.0
+    spread: the policy's mean is drawn anew for each episode, from policy / spread to policy * spread (log-uniform): in
+    some episodes the expert mends every slip at once, in others the policy gets as far from the way as it would alone.
+    """
+
+    policy: float = 30.0
     expert: float = 8.0
+    spread: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.policy < 1 or self.expert < 1:
-            raise ValueError(f"stretches must be at least 1 step long on average, got {self.policy} and {self.expert}")
+        if self.policy < 1 or self.expert < 1 or self.spread < 1:
+            raise ValueError(
+                f"stretches must be at least 1 step long on average and their spread at least 1, got {self.policy}, "
+                f"{self.expert} and {self.spread}"
+            )
 
 
 class AlternatingDriver:
@@ -36,6 +44,7 @@ class AlternatingDriver:
         self._stretches = stretches
         self._random = np.random.default_rng()
         self._policy_drives = False
+        self._policy_mean = stretches.policy
         self._left = 0
 
     @property
@@ -46,6 +55,7 @@ class AlternatingDriver:
         """A new episode; its stretches follow from the seed."""
         self._policy.reset()
         self._random = np.random.default_rng(seed)
+        self._policy_mean = self._stretches.policy * self._stretches.spread ** self._random.uniform(-1.0, 1.0)
         self._policy_drives = bool(self._random.random() < 0.5)
         self._left = self._length()
 
@@ -58,5 +68,5 @@ class AlternatingDriver:
         return self._policy.act(observation).values if self._policy_drives else label
 
     def _length(self) -> int:
-        mean = self._stretches.policy if self._policy_drives else self._stretches.expert
+        mean = self._policy_mean if self._policy_drives else self._stretches.expert
         return max(1, round(self._random.exponential(mean)))

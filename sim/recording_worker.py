@@ -40,6 +40,7 @@ class Recording:
 
     frames: False leaves the rendering for later, which is ten times as fast.
     render_device: EGL device number, None for the usual one.
+    stride: of the episodes that the expert drives alone, one control step in so many is kept.
     mesh_cell: metres to which meshes are simplified, 0 for not at all.
     """
 
@@ -49,6 +50,7 @@ class Recording:
     frames: bool = True
     render_device: int | None = None
     mesh_cell: float = 0.0
+    stride: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: Altern
     draw = np.random.default_rng((item.seed, item.key.task, crc32(item.key.suite.encode()), 1)).random()
     noise = BurstNoise(recording.noise) if recording.noise and draw < recording.noisy_fraction else None
     if driver is None:
-        demonstration = record_episode(env, item.seed, noise=noise)
+        demonstration = record_episode(env, item.seed, noise=noise, stride=recording.stride)
     else:
         driver.reset(item.seed)
         demonstration = record_episode(env, item.seed, driver=driver, driver_name=driver.name, noise=noise)

@@ -59,9 +59,10 @@ class Episode:
     def load(cls, path: Path, steps: int) -> Episode:
         """The first `steps` frames of a demonstration, or all it has. They were stored as JPEG, which costs some noise.
 
-        Raises DemonstrationError for a file that is none or has no frames.
+        Raises DemonstrationError for a file that is none, has no frames or leaves out steps.
         """
         demonstration = Demonstration.load(path)
+        demonstration.require_every_step()
         count = min(steps, len(demonstration))
         # Demonstrations store frames turned by 180 degrees, as the network reads them.
         frames = [simplejpeg.decode_jpeg(demonstration.frame_jpeg(step))[::-1, ::-1] for step in range(count)]

@@ -49,9 +49,10 @@ class LoggedEpisode:
     ) -> LoggedEpisode:
         """Read a demonstration and look at its first `steps` frames, or all.
 
-        Raises DemonstrationError for a file that is none or has no frames.
+        Raises DemonstrationError for a file that is none, has no frames or leaves out steps.
         """
         demonstration = Demonstration.load(path)
+        demonstration.require_every_step()
         count = len(demonstration) if steps is None else min(steps, len(demonstration))
         frames = np.stack([center_crop(decode_frame(demonstration.frame_jpeg(step))) for step in range(count)])
         features = [

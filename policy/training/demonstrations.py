@@ -35,6 +35,7 @@ class DemonstrationMeta:
     noise: standard deviation of the bursts added to the executed actions, 0 for none.
     renderer: name of the GL renderer that made the frames, which differ slightly between renderers.
     versions: package name to version of everything that shapes physics and pictures.
+    stride: control steps from one row to the next; more than 1 where only some moments were kept.
     """
 
     suite: str
@@ -47,6 +48,7 @@ class DemonstrationMeta:
     renderer: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    stride: int = 1
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -55,7 +57,7 @@ class DemonstrationMeta:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One episode of T steps. Row t belongs to the moment before action t.
+    """One episode of T rows, one in `meta.stride` control steps. Row t belongs to the moment before action t.
 
     jpeg: uint8 `[bytes]`, the frames' JPEG streams one after another, as made by `policy.openvla.images.encode_frame`;
         empty where the frames are still to be rendered.
@@ -103,6 +105,14 @@ class Demonstration:
 
     def __len__(self) -> int:
         return len(self.actions)
+
+    def require_every_step(self) -> None:
+        """Raises DemonstrationError where steps are left out: for readers that follow the motion."""
+        if self.meta.stride != 1:
+            raise DemonstrationError(
+                f"{self.file_name} has one row in {self.meta.stride} control steps and all are needed here; "
+                "record with stride 1"
+            )
 
     def frame_jpeg(self, step: int) -> bytes:
         """The JPEG stream of one frame; `policy.openvla.images.decode_frame` makes the training image of it.

@@ -64,6 +64,22 @@ def test_a_recording_has_a_row_per_step(recorded, env):
 
 
 @pytest.mark.libero
+def test_a_stride_keeps_the_same_rows_one_in_so_many(recorded, env):
+    sparse = record_episode(env, 1001, noise=ALWAYS_NOISY, stride=2)
+    offset = 1001 % 2
+    assert (sparse.meta.stride, len(sparse)) == (2, len(range(offset, STEPS, 2)))
+    for name in ("actions", "executed", "privileged", "states", "pictured"):
+        np.testing.assert_array_equal(getattr(sparse, name), getattr(recorded, name)[offset::2])
+    assert [sparse.frame_jpeg(row) for row in range(len(sparse))] == [
+        recorded.frame_jpeg(step) for step in range(offset, STEPS, 2)
+    ]
+    with pytest.raises(DemonstrationError, match="one row in 2 control steps"):
+        render_frames(env, sparse)
+    with pytest.raises(ValueError, match="stride must be 1, or more with the expert"):
+        record_episode(env, 1001, driver=lambda observation, label: label, driver_name="someone", stride=2)
+
+
+@pytest.mark.libero
 def test_labels_are_clean_and_executed_actions_are_not(recorded):
     assert (recorded.actions[:, 6] == 1.0).all(), "the expert approaches with an open gripper, which is 1 here"
     np.testing.assert_array_equal(recorded.executed[:, 6], recorded.actions[:, 6])

@@ -17,11 +17,18 @@ def turns(driver: AlternatingDriver, seed: int, steps: int = 400) -> list[bool]:
 
 
 def test_both_drive_in_stretches_of_about_the_asked_length():
-    driver = AlternatingDriver(FakePolicy(), Stretches(policy=20, expert=5))
+    driver = AlternatingDriver(FakePolicy(), Stretches(policy=20, expert=5, spread=1))
     driven = np.concatenate([turns(driver, seed) for seed in range(20)])
     assert 0.7 < driven.mean() < 0.9
     changes = np.count_nonzero(np.diff(driven))
     assert 8 < 2 * len(driven) / changes < 35
+
+
+def test_in_some_episodes_the_policy_drives_much_longer_than_in_others():
+    driver = AlternatingDriver(FakePolicy(), Stretches(policy=30, expert=8, spread=3))
+    shares = [np.mean(turns(driver, seed, 2000)) for seed in range(30)]
+    assert min(shares) < 0.68 < 0.84 < max(shares)
+    assert np.mean([30 / 3 <= driver._policy_mean <= 30 * 3 for _ in [driver.reset(seed) for seed in range(50)]]) == 1
 
 
 def test_the_turns_follow_from_the_seed():
