@@ -5,6 +5,8 @@ Knows what this machine offers. Knows nothing of models.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -25,6 +27,13 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices are visible; use 'cpu' or 'auto'"
         )
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a CUDA device the current one of this thread for a while: streams, graphs and kernels that name none go
+    there.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -25,7 +25,7 @@ from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.transfer import to_device
 from policy.drafting.registry import DrafterMaterial
-from policy.hardware import choose_device, choose_dtype
+from policy.hardware import choose_device, choose_dtype, current
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
@@ -86,25 +86,26 @@ class Policy:
         key = resolve_unnorm_key(datasets, unnorm_key)
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
-        model = load_checkpoint(directory, place, choose_dtype(dtype, place))
-        accelerate(model, acceleration)
-        if capture and place.type == "cuda":
-            capture_passes(model)
-        prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-        spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
-        if acceleration.precision != "full":
-            spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
-        recorder = GraphRecorder if capture and place.type == "cuda" else None
-        policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
-        if decoding is not None:
-            material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
-            policy.decode_with(decoding.build(material))
-        report("warming")
-        policy.warm()
-        if capture and place.type == "cuda":
-            policy.rehearse()
-        report("testing")
-        policy.self_test()
+        with current(place):
+            model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+            accelerate(model, acceleration)
+            if capture and place.type == "cuda":
+                capture_passes(model)
+            prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
+            spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
+            if acceleration.precision != "full":
+                spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
+            recorder = GraphRecorder if capture and place.type == "cuda" else None
+            policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
+            if decoding is not None:
+                material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
+                policy.decode_with(decoding.build(material))
+            report("warming")
+            policy.warm()
+            if capture and place.type == "cuda":
+                policy.rehearse()
+            report("testing")
+            policy.self_test()
         report("ready")
         return policy
 
@@ -180,6 +181,10 @@ class Policy:
         """
         if len(observations) != len(sessions) or not observations:
             raise ValueError(f"need one session per observation, got {len(observations)} and {len(sessions)}")
+        with current(self._running_decoder().model.device):
+            return self._act_batch(observations, sessions)
+
+    def _act_batch(self, observations: Sequence[Observation], sessions: Sequence[str]) -> list[Action]:
         decoder = self._running_decoder()
         model = decoder.model
         stopwatch = Stopwatch(model.device)

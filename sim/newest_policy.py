@@ -6,11 +6,15 @@ simulators or networks.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from sim.server_process import ServerProcess
 
 _MOST_CLIENTS = 64  # in one forward pass of a server
+_RESTARTS = 3
+
+_log = logging.getLogger(__name__)
 
 
 class NewestPolicy:
@@ -40,21 +44,25 @@ class NewestPolicy:
         self._arguments = (*map(str, common), *arguments)
         self._servers: list[ServerProcess] = []
         self._turn = 0
+        self._restarts = 0
 
     def endpoint(self) -> str:
-        """Where a policy can be reached now, "" before the servers are ready. Call it often: it starts them.
-
-        Raises RuntimeError, with what the server said, if one has ended.
+        """Where a policy can be reached now, "" before the servers are ready. Call it often: it starts them, again
+        where one has ended, and after three restarts no more: training on what the expert does goes on.
         """
         # Training writes its configuration last, so the first checkpoint is whole when that is there.
-        if not self._servers and (self._checkpoint / "training_config.json").exists():
+        if not self._servers and self._restarts <= _RESTARTS and (self._checkpoint / "training_config.json").exists():
             self._servers = [
-                ServerProcess(self._logs / f"server-{number}.log", (*self._arguments, "--device", device))
+                ServerProcess(self._logs / f"server-{number}.log", self._arguments, device)
                 for number, device in enumerate(self._devices)
             ]
-        for server in self._servers:
-            if failure := server.failure():
-                raise RuntimeError(failure)
+        failures = [failure for server in self._servers if (failure := server.failure())]
+        if failures:
+            self._restarts += 1
+            what = "starting again" if self._restarts <= _RESTARTS else "the expert drives alone from now on"
+            _log.warning("%s; %s", failures[0], what)
+            self.close()
+            return ""
         endpoints = [server.endpoint() for server in self._servers]
         if not endpoints or not all(endpoints):
             return ""

@@ -106,7 +106,7 @@ class ServerHost:
     def start(self) -> None:
         """Starts the process."""
         device = self._devices.take()
-        self._server = ServerProcess(self._log, [*self._arguments, "--device", device])
+        self._server = ServerProcess(self._log, self._arguments, device)
         self._give_back = lambda: self._devices.give_back(device)
 
     def source(self) -> RemotePolicy | None:

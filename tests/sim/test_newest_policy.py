@@ -1,5 +1,6 @@
 """Servers start with the first checkpoint, clients take them in turn, and nothing is left running."""
 
+import re
 import time
 from pathlib import Path
 
@@ -40,14 +41,21 @@ def test_servers_start_with_the_first_checkpoint_and_take_turns(tmp_path: Path):
     assert all(process.poll() is not None for process in processes)
 
 
-def test_a_checkpoint_that_cannot_be_served_is_told(tmp_path: Path):
+def test_a_checkpoint_that_cannot_be_served_is_told_and_tried_again_three_times(tmp_path: Path, caplog):
     save(tmp_path / "policy")
-    newest = NewestPolicy(tmp_path / "policy", tmp_path / "logs")
+    newest = NewestPolicy(tmp_path / "policy", tmp_path / "logs", arguments=("--max-batch", "0"))
     try:
-        with pytest.raises(RuntimeError, match=r"ended with exit code 1: .*cannot be served"):
-            wait_for_endpoint(newest)
+        deadline = time.monotonic() + 60
+        while "drives alone" not in caplog.text:
+            assert newest.endpoint() == ""
+            assert time.monotonic() < deadline, "still trying after a minute"
+            time.sleep(0.05)
+        assert newest.endpoint() == ""
+        assert not newest._servers
     finally:
         newest.close()
+    assert caplog.text.count("starting again") == 3
+    assert re.search(r"ended with exit code 2: .*max_batch", caplog.text)
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path: Path):
