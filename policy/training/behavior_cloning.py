@@ -65,8 +65,8 @@ class BehaviorCloning:
         self.action_base = network.config.action_vocabulary
         self.model = TrainedPolicy(network).to(self.device).train()
         self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
-        self.compiled = torch.compile(self.model) if config.compile else self.model
         if config.compile:
+            self.model.compile_blocks()
             self._warm()
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
@@ -112,7 +112,7 @@ class BehaviorCloning:
         task, fed = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (batch, (batch, 6)))
         frames = torch.zeros(batch, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            logits, reading = self.compiled(inference_pixels(frames), *self.prompts.rows(task, self.action_base - fed))
+            logits, reading = self.model(inference_pixels(frames), *self.prompts.rows(task, self.action_base - fed))
         (logits.float().sum() + reading.float().sum()).backward()
         self.model.zero_grad(set_to_none=True)
 
@@ -200,7 +200,7 @@ class BehaviorCloning:
             started = time.monotonic()
             for group in self.optimizer.param_groups:
                 group["lr"] = self._learning_rate()
-            result = self._losses(self.compiled, self.store, self.store.sample(config.batch_size), training=True)
+            result = self._losses(self.model, self.store, self.store.sample(config.batch_size), training=True)
             result.total.backward()
             self.replicas.average_gradients(self.model.parameters())
             clip_grad_norm_(self.model.parameters(), config.gradient_clip)

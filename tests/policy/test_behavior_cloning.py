@@ -95,6 +95,29 @@ def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
     assert resumed.step == 5
 
 
+def test_blocks_are_compiled_once_a_kind(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch):
+    """Traced by the compiler's front end and run without its code generator."""
+    model = BehaviorCloning(config).model
+    given = torch.randn(2, 6, 224, 224), torch.ones(2, 20, dtype=torch.int64), torch.tensor([10, 12])
+    want = model(*given)
+    traces = []
+
+    def run(graph: torch.fx.GraphModule, examples: list[torch.Tensor]) -> object:
+        traces.append(graph)
+        return graph.forward
+
+    compile_plainly = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, dynamic: compile_plainly(self, backend=run, dynamic=dynamic)
+    )
+    torch._dynamo.reset()
+    model.compile_blocks()
+    for got, expected in zip(model(*given), want, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert len(traces) == 3, "two kinds of tower and the language model"
+    torch._dynamo.reset()
+
+
 def test_a_run_can_start_from_a_checkpoint(config: TrainingConfig, tmp_path: Path):
     first = BehaviorCloning(config)
     directory = first.run()
