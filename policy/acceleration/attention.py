@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Up to so many queries a layer, one program has all of a head's, and can turn and store their keys as well.
+SHORT = 48
+
 
 @torch.library.custom_op("specact::attend", mutates_args=())
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:

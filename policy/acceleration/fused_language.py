@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from policy.acceleration.attention import attend, attend_with_new
-from policy.acceleration.products import SHORT
+from policy.acceleration.attention import SHORT, attend, attend_with_new
 from policy.decoding.cache import StaticCache
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, rotary_tables, rotate
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policy.acceleration.products import product
+from policy.acceleration.products import MOST, product
 
 LARGEST = 127
 # Smallest scale, for rows of zeros.
@@ -42,6 +42,10 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `[..., in]` to outputs `[..., out]`."""
+        rows = x.flatten(0, -2)
+        if x.is_cuda and rows.shape[0] <= MOST:
+            return product(rows, self.weight, self.scale).unflatten(0, x.shape[:-1])
         if x.is_cuda:
-            return product(x.flatten(0, -2), self.weight, self.scale).unflatten(0, x.shape[:-1])
+            # Many rows are bound by computing, at which PyTorch's products are better, the widened weight included.
+            return (functional.linear(x, self.weight.to(x.dtype)).float() * self.scale).to(x.dtype)
         return (functional.linear(x.float(), self.weight.float()) * self.scale).to(x.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from policy.acceleration import products
 from policy.acceleration.int8 import Int8Linear, quantise_rows
-from policy.acceleration.products import SHORT, SkinnyLinear, check_kernels, product
+from policy.acceleration.products import MOST, SkinnyLinear, check_kernels, product
 
 CUDA = torch.cuda.is_available()
 # The interpreter has no bfloat16.
@@ -78,7 +78,7 @@ def test_rounding_to_whole_numbers_is_off_by_half_a_step_at_most() -> None:
 def test_layers_give_what_the_plain_one_does() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(256, 96, bias=False)
-    for shape in ((1, 1, 256), (2, 20, 256), (1, SHORT + 1, 256)):
+    for shape in ((1, 1, 256), (2, 20, 256), (1, MOST + 1, 256)):
         x = torch.randn(shape)
         assert torch.equal(SkinnyLinear(layer)(x), layer(x))
         found = Int8Linear(layer)(x)
