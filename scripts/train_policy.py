@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Train a small OpenVLA-shaped policy on recorded demonstrations.
 
-scripts/train_policy.py --config configs/policy/box.yaml --demonstrations [demos/] --output runs/box
+scripts/train_policy.py --config configs/policy/box.yaml --demonstrations [demos/] --output runs/box \\
+    --evaluate [libero_object]    # then 100 episodes in closed loop
 torchrun --standalone --nproc-per-node 2 scripts/train_policy.py ...    # the same on two GPUs
 """
 
@@ -9,12 +10,24 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from policy.training.behavior_cloning import BehaviorCloning
 from policy.training.config import TrainingConfig
+
+_EVALUATE = Path(__file__).resolve().parent / "eval_episodes.py"
+
+
+def evaluate(checkpoint: Path, suites: list[str], states: str, workers: int) -> int:
+    """Closed-loop episodes from official initial states; records and summary land beside the checkpoint."""
+    output = checkpoint.parent / "evaluation.jsonl"
+    command = [sys.executable, str(_EVALUATE), "--checkpoint", str(checkpoint), "--suites", *suites]
+    command += ["--initial-states", states, "--workers", str(workers), "--output", str(output)]
+    return subprocess.run([*command, "--summary", str(output.with_suffix(".json"))], check=False).returncode
 
 
 def plot_metrics(run: Path) -> Path:
@@ -44,9 +57,13 @@ def main() -> None:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(TrainingConfig)
+    parser.add_argument("--evaluate", type=list[str], default=[], help="suites for episodes in closed loop at the end")
+    parser.add_argument("--evaluation_states", type=str, default="0-9", help="official initial states for them")
+    parser.add_argument("--evaluation_workers", type=int, default=2, help="simulator processes for them")
     values = parser.parse_args()
     config = parser.instantiate(values)
     config.pop("config", None)
+    suites, states, workers = (config.pop(name) for name in ("evaluate", "evaluation_states", "evaluation_workers"))
     training = BehaviorCloning(TrainingConfig(**config))
     signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
     directory = training.run()
@@ -54,7 +71,9 @@ def main() -> None:
         return
     if training.progress < 1:
         print(f"stopped at {training.progress:.1%}; the same command goes on from there")
-    print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}")
+    print(f"policy: {directory}\nplot:   {plot_metrics(directory.parent)}", flush=True)
+    if suites and training.progress >= 1:
+        sys.exit(evaluate(directory, suites, states, workers))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ class SweepConfig:
     suites, tasks, initial_states: as in an evaluation.
     moving_suites: those of the suites that have something to put on a conveyor in every task (see `sim.drift`).
     hold, max_age_ms, pipelined: as in `sim.timing.Timing`.
-    control_hz: as in `sim.protocol.Protocol`.
+    control_hz: as in `sim.protocol.Protocol`. row_hz: that of the rows, which may differ by less than a tick of the
+        others; 0 for the same.
     timed_suite: is run first in lock-step, alone and with the first decoding, to see how long that takes; "" for none.
     timed_states: the initial states of that run.
     runs: folder of the episodes' records, a file per condition.
@@ -88,6 +89,7 @@ class SweepConfig:
     max_age_ms: float = math.inf
     pipelined: bool = False
     control_hz: int = CONTROL_HZ
+    row_hz: int = 0
     timed_suite: str = ""
     timed_states: str = "0-49"
 
@@ -116,7 +118,8 @@ class SweepConfig:
 
     def condition(self, row: Row, drift: float) -> Condition:
         """The condition of a decoding and a latency at one speed of the conveyor. Raises ValueError for no latency."""
-        protocol = Protocol(control_hz=self.control_hz, drift_mm_s=drift)
+        rate = self.row_hz if self.row_hz and row in self.rows.values() else self.control_hz
+        protocol = Protocol(control_hz=rate, drift_mm_s=drift)
         file = self._file(row, f"drift {drift:g}" if drift else "static")
         serving = Serving(row.decoding, row.acceleration)
         return Condition(serving, self._timing(row.latency), protocol, self._suites(drift), self.initial_states, file)

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend
 from policy.acceleration.float8 import Float8Linear, check_hardware
 from policy.acceleration.fused_language import FusedLanguageModel, FusedLayer
 from policy.acceleration.int8 import Int8Linear
+from policy.acceleration.patches import PatchProduct
 from policy.acceleration.products import SkinnyLinear, check_kernels
 from policy.openvla.model import OpenVLA
 from policy.openvla.vision import VisionBackbone
@@ -39,13 +40,14 @@ _COMPILED_VARIANTS = 32
 class Acceleration:
     """Measures that leave the function as it is, up to rounding; all but the precision.
 
-    joined: joined projections in the language model. parallel_towers: both vision towers at once, on a GPU.
-    compiled: torch.compile for the blocks of towers and language model; the first pass takes a minute then. tuned: also
-    try kernels for every matrix product, for each length anew; only for passes whose lengths are few. attention:
-    the language model's kernel, PyTorch's choice unless named. kernels: "skinny" for kernels of our own in the
-    language model's passes of few tokens, on a GPU. precision: of the language model's layers; "int8" for weights of 8
-    bits, whose products are always made by a kernel of our own; "fp8" for products of 8-bit floating-point numbers,
-    inputs rounded, too. What changes the language model's layers needs them joined.
+    joined: joined projections in the language model, patches by a matrix product in the towers. parallel_towers:
+    both vision towers at once, on a GPU. compiled: torch.compile for the blocks of towers and language model; the
+    first pass takes a minute then. tuned: also try kernels for every matrix product, for each length anew; only for
+    passes whose lengths are few. attention: the language model's kernel, PyTorch's choice unless named. kernels:
+    "skinny" for kernels of our own in the language model's passes of few tokens, on a GPU. precision: of the
+    language model's layers; "int8" for weights of 8 bits, whose products are always made by a kernel of our own;
+    "fp8" for products of 8-bit floating-point numbers, inputs rounded, too. What changes the language model's
+    layers needs them joined.
     """
 
     joined: bool = True
@@ -98,6 +100,8 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
         model.language_model = FusedLanguageModel(
             model.language_model, _BACKENDS[plan.attention], plan.kernels == "skinny"
         )
+        for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
+            setattr(tower, "patch_embed", PatchProduct(tower.patch_embed))  # noqa: B010
     if kind := _product_kind(plan):
         for layer in model.language_model.model.layers:
             _replace_products(layer, kind)

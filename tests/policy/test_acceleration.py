@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from policy.acceleration.float8 import CAPABILITY, LARGEST, Float8Linear, check_hardware, quantise_rows
+from policy.acceleration.patches import PatchProduct
 from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate, preset
 from policy.benchmark.passes import random_model
 from policy.decoding.autoregressive import AutoregressiveDecoder
@@ -18,6 +19,7 @@ from policy.decoding.capture import capture_passes
 from policy.decoding.prompt_batch import PromptBatch
 from policy.openvla.config import OpenVLAConfig
 from policy.openvla.model import OpenVLA
+from policy.openvla.vision import PatchEmbedding
 
 
 def arranged(model: OpenVLA, plan: Acceleration = Acceleration()) -> OpenVLA:  # noqa: B008 (frozen)
@@ -53,6 +55,17 @@ def test_joined_layers_compute_the_same(small_model: OpenVLA, dtype: torch.dtype
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(written.keys, filled.keys, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(written.values, filled.values, rtol=tolerance, atol=tolerance)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("width", "dtype"), [(64, torch.float32), (96, torch.bfloat16)])
+def test_patches_by_a_product_are_those_of_the_convolution(width: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    embedding = PatchEmbedding(width).to(dtype)
+    pixels = torch.randn(2, 3, 224, 224).to(dtype)
+    want, got = embedding(pixels), PatchProduct(embedding)(pixels)
+    assert got.shape == (2, 256, width)
+    torch.testing.assert_close(got, want, rtol=1e-4 if dtype == torch.float32 else 0.02, atol=1e-5)
 
 
 @torch.inference_mode()

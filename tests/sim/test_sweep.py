@@ -25,6 +25,16 @@ def test_every_decoding_meets_every_latency_and_speed():
     assert found["exact-real-time-static.jsonl"].timing.conditions() == ("hold=0.5",)
 
 
+def test_rows_may_have_shorter_ticks():
+    chosen = sweep(rows={"eager": Row("autoregressive", "300")}, row_hz=100)
+    rates = {condition.file.stem: condition.protocol.control_hz for condition in chosen.conditions()}
+    assert rates.pop("autoregressive-300-static") == rates.pop("autoregressive-300-drift-20") == 100
+    assert set(rates.values()) == {20}
+    assert sweep(rows=chosen.rows).condition(chosen.rows["eager"], 0).protocol.control_hz == 20
+    with pytest.raises(ValueError, match="30"):
+        replace(chosen, row_hz=30)
+
+
 def test_rows_wait_for_their_traces(tmp_path):
     trace = tmp_path / "traces" / "fp8.json"
     chosen = sweep(rows={"fp8": Row("exact", f"trace:{trace}", "fp8"), "eager": Row("exact", "300")})
