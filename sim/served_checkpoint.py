@@ -17,6 +17,8 @@ from sim.policy_hosts import Devices, ServerHost
 if TYPE_CHECKING:  # importing it takes torch, which simulator processes, who import the same scripts, can do without
     from policy.decoding.config import DecodingConfig
 
+_MOST_CLIENTS = 64  # answered in one forward pass; as many simulators as one rendering GPU keeps busy
+
 
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
@@ -65,6 +67,7 @@ class ServedCheckpoint:
             "dtype": self.dtype,
             "capture": str(self.capture).lower(),
             "acceleration": acceleration or self.acceleration,
+            "max-batch": _MOST_CLIENTS,
             "decoding": write_decoding(decoding, Path(f"{file}.yaml")),
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
