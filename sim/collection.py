@@ -35,6 +35,8 @@ class CollectionConfig:
     emphasis: tasks that are missed often get up to 1 + emphasis times as many episodes, while time lasts.
     frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
     stride: of the episodes that the expert drives alone, one control step in so many is rendered and stored.
+    driven_limit: share of the task's step limit after which an episode ends that a policy helps to drive: what is not
+        solved by then is mostly beyond rescue, such as a cup that lies on its side, and its frames teach little.
     workers: processes, each with a simulator of its own.
     render_devices: EGL device numbers that the workers take in turn; MUJOCO_EGL_DEVICE_ID or the first one if empty.
     mesh_cells: metres, taken in turn as well: see `sim.mesh_simplification`; meshes as they are if empty or 0.
@@ -53,6 +55,7 @@ class CollectionConfig:
     emphasis: float = 0.0
     frames: bool = True
     stride: int = 1
+    driven_limit: float = 0.6
     workers: int = 2
     render_devices: tuple[int, ...] = ()
     mesh_cells: tuple[float, ...] = ()
@@ -65,6 +68,8 @@ class CollectionConfig:
             raise ValueError(f"first_seed must be at least {FIRST_TRAINING_SEED}, got {self.first_seed}")
         if self.episodes < 1 or self.workers < 1:
             raise ValueError(f"episodes and workers must be at least 1, got {self.episodes} and {self.workers}")
+        if not 0.0 < self.driven_limit <= 1.0:
+            raise ValueError(f"driven_limit is a share of the step limit, above 0 and up to 1, got {self.driven_limit}")
         if self.stride < 1:
             raise ValueError(f"stride must be at least 1 control step, got {self.stride}")
         if not 0.0 <= self.noise <= 1.0 or not 0.0 <= self.noisy_fraction <= 1.0:
@@ -87,7 +92,9 @@ class CollectionConfig:
         """How the worker of this number records."""
         device = self.render_devices[worker % len(self.render_devices)] if self.render_devices else None
         cell = self.mesh_cells[worker % len(self.mesh_cells)] if self.mesh_cells else 0.0
-        return Recording(self.output, self.noise, self.noisy_fraction, self.frames, device, cell, self.stride)
+        return Recording(
+            self.output, self.noise, self.noisy_fraction, self.frames, device, cell, self.stride, self.driven_limit
+        )
 
     def items(self) -> list[Item]:
         """Every episode that is wanted."""

@@ -43,8 +43,9 @@ def record_episode(
     driver_name: str = "expert",
     noise: BurstNoise | None = None,
     stride: int = 1,
+    most_steps: int | None = None,
 ) -> Demonstration:
-    """Run one episode from a random reset and record it until success or the task's step limit.
+    """Run one episode from a random reset and record it until success, or the task's step limit or `most_steps`.
 
     An environment that does not render gives an episode without frames, ten times as fast; `render_frames` adds them.
     Official initial states cannot be recorded: they are what policies are measured on.
@@ -78,7 +79,7 @@ def record_episode(
             rows.append(jpeg, label, to_openvla(action), *seen)
         env.picture_next = (env.steps + 1) % stride == offset
         observed, _, success, truncated, _ = env.step(action)
-        over = success or truncated
+        over = success or truncated or env.steps == most_steps
     meta = DemonstrationMeta(
         suite=env.task.suite,
         task=env.task.number,

@@ -41,6 +41,7 @@ class Recording:
     frames: False leaves the rendering for later, which is ten times as fast.
     render_device: EGL device number, None for the usual one.
     stride: of the episodes that the expert drives alone, one control step in so many is kept.
+    driven_limit: share of the task's step limit after which an episode that a policy helps to drive ends.
     mesh_cell: metres to which meshes are simplified, 0 for not at all.
     """
 
@@ -51,6 +52,7 @@ class Recording:
     render_device: int | None = None
     mesh_cell: float = 0.0
     stride: int = 1
+    driven_limit: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,10 @@ def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: Altern
         demonstration = record_episode(env, item.seed, noise=noise, stride=recording.stride)
     else:
         driver.reset(item.seed)
-        demonstration = record_episode(env, item.seed, driver=driver, driver_name=driver.name, noise=noise)
+        most = round(recording.driven_limit * env.step_limit)
+        demonstration = record_episode(
+            env, item.seed, driver=driver, driver_name=driver.name, noise=noise, most_steps=most
+        )
     steps = len(demonstration)
     solved = demonstration.meta.success
     if not solved and driver is None:

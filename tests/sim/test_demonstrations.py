@@ -16,6 +16,8 @@ from sim.expert import make_expert
 from sim.libero import LiberoEnv
 from sim.noise import BurstNoise
 from sim.protocol import Protocol
+from sim.recording_worker import Recording, record_item
+from sim.schedule import Item, TaskKey
 
 STEPS = 5
 ALWAYS_NOISY = BurstNoise(0.3, start_probability=1.0)
@@ -61,6 +63,24 @@ def test_a_recording_has_a_row_per_step(recorded, env):
     assert recorded.meta.instruction == env.instruction
     assert recorded.meta.versions["mujoco"] == "3.3.2"
     assert decode_frame(recorded.frame_jpeg(STEPS - 1)).shape == (224, 224, 3)
+
+
+@pytest.mark.libero
+def test_a_driven_episode_may_end_early(env, tmp_path):
+    class Expert:
+        name = "as the expert does"
+
+        def reset(self, seed: int) -> None:
+            pass
+
+        def __call__(self, observation, label):
+            return label
+
+    item = Item(TaskKey("libero_spatial", 0), 1001)
+    recording = Recording(tmp_path, noise=0.0, noisy_fraction=0.0, driven_limit=0.6)
+    outcome = record_item(env, item, recording, Expert())
+    assert (outcome.result, outcome.solved, outcome.steps) == ("stored", False, 3)
+    assert STEPS == 5
 
 
 @pytest.mark.libero
