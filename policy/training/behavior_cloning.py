@@ -6,6 +6,7 @@ schedule of wall-clock minutes while the store takes in new episodes -> save in 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -25,7 +26,15 @@ from policy.openvla.model import OpenVLA
 from policy.training.augmentation import inference_pixels, training_pixels
 from policy.training.config import TrainingConfig
 from policy.training.frames import FRAME_SHAPE, Batch, FrameStore
-from policy.training.objective import Losses, bin_of, jitter_bins, losses
+from policy.training.objective import (
+    POSE_DIMENSIONS,
+    Losses,
+    bin_of,
+    jitter_bins,
+    log_probabilities_of_bins,
+    losses,
+    own_choice,
+)
 from policy.training.replicas import Replicas
 from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
 
@@ -70,6 +79,7 @@ class BehaviorCloning:
             self._warm()
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
+        self._chooser: torch.nn.Module | None = None
         start = config.initialize_from
         self.statistics = self.replicas.from_first(
             self._action_statistics() if start is None else self._statistics_of(start)
@@ -177,7 +187,19 @@ class BehaviorCloning:
         with torch.autocast(self.device.type, torch.bfloat16):
             logits, reading = model(pixels, ids, lengths)
         scene = self.standardizer(batch.privileged)
-        return losses(logits, reading, normalized, scene, self.action_base, config.objective, self.progress)
+        choice = self._own_choice(pixels, ids, lengths) if training else None
+        return losses(logits, reading, normalized, scene, self.action_base, config.objective, self.progress, choice)
+
+    def _own_choice(self, pixels: torch.Tensor, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
+        """What the averaged policy of `own_choice_from` means after the same tokens, `[B, 6]`; None before that."""
+        begins = self.config.objective.own_choice_from
+        if begins >= 1 or self.progress < begins:
+            return None
+        if self._chooser is None:
+            self._chooser = copy.deepcopy(self.average.module).eval().requires_grad_(False)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            logits, _ = self._chooser(pixels, ids, lengths)
+        return own_choice(log_probabilities_of_bins(logits[:, :POSE_DIMENSIONS], self.action_base))
 
     def _learning_rate(self) -> float:
         """Linear warm-up, then cosine to `final_rate` of the peak over `progress`."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 BINS = 256
 POSE_DIMENSIONS = 6
 IGNORED = -1
+# Of `own_choice`, in bins: how far probabilities belong together, and how they are smoothed to find where.
+_NEIGHBOURHOOD, _SMOOTHING = 12, 4.0
 
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a nested default's __dict__
@@ -24,6 +26,9 @@ class ObjectiveConfig:
         tied, so that rounding decides between them; `sigma_at` narrows them late.
     gripper_weight: weight of the gripper's cross-entropy, 1 = as one of seven dimensions.
     auxiliary_weight: weight of the smooth-L1 loss on the privileged scene reading.
+    own_choice_from: share of the run after which poses are taught, narrowly, what the policy itself as it is then would
+        choose (`own_choice`). A policy that learnt from the expert is unsure by several bins and has ties between
+        them; which one wins is then a matter of rounding, and differs from frame to frame. 1 for never.
     token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate
         errors in earlier ones.
     """
@@ -32,6 +37,7 @@ class ObjectiveConfig:
     final_sigma_bins: float = 2.0
     gripper_weight: float = 1.0
     auxiliary_weight: float = 0.5
+    own_choice_from: float = 1.0
     token_jitter: int = 2
 
     def __post_init__(self) -> None:
@@ -40,6 +46,8 @@ class ObjectiveConfig:
                 f"objective.sigma_bins and final_sigma_bins must be positive, got {self.sigma_bins} and "
                 f"{self.final_sigma_bins}"
             )
+        if not 0 <= self.own_choice_from <= 1:
+            raise ValueError(f"objective.own_choice_from is a share of the run, 0..1, got {self.own_choice_from}")
         if self.gripper_weight < 0 or self.auxiliary_weight < 0 or self.token_jitter < 0:
             raise ValueError(f"objective weights and jitter must not be negative, got {self}")
 
@@ -55,14 +63,41 @@ def bin_of(normalized: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(normalized.double().clamp(-1, 1), edges, right=True)
 
 
-def soft_targets(normalized: torch.Tensor, sigma_bins: float) -> torch.Tensor:
-    """Gaussian over bins 1..256 about the exact value, not its bin: `[B, 6] -> [B, 6, 256]`, rows sum to 1.
+def position_of(normalized: torch.Tensor) -> torch.Tensor:
+    """Where values sit on the axis where bin k has its centre at k: x at (x + 1)/2 · 255 + 1/2, float, same shape.
 
-    The value x sits at u = (x + 1)/2 · 255 + 1/2 on the axis where bin k has its centre at k; only x = 1 is in bin 256.
+    Only x = 1 is in bin 256, so that the last place is the centre of bin 255.
     """
-    position = ((normalized.clamp(-1, 1) + 1) / 2 * (BINS - 1) + 0.5).clamp(1, BINS - 1)
-    centers = torch.arange(1, BINS + 1, device=normalized.device, dtype=position.dtype)
+    return ((normalized.clamp(-1, 1) + 1) / 2 * (BINS - 1) + 0.5).clamp(1, BINS - 1)
+
+
+def soft_targets(position: torch.Tensor, sigma_bins: float) -> torch.Tensor:
+    """Gaussian over bins 1..256 about exact places, not bins: `[B, 6] -> [B, 6, 256]`, rows sum to 1."""
+    centers = torch.arange(1, BINS + 1, device=position.device, dtype=position.dtype)
     return torch.softmax(-((centers - position[..., None]) ** 2) / (2 * sigma_bins**2), -1)
+
+
+def log_probabilities_of_bins(logits: torch.Tensor, action_base: int) -> torch.Tensor:
+    """`[..., V]` to `[..., 256]` for bins 1..256; over the whole vocabulary, so that words must learn to lose."""
+    # action ids count down: bin k has id base - k
+    return F.log_softmax(logits.float(), -1)[..., action_base - BINS : action_base].flip(-1)
+
+
+def own_choice(log_probabilities: torch.Tensor) -> torch.Tensor:
+    """The place that a policy means, `[..., 256]` to float `[...]`: the mean of its probabilities about their summit.
+
+    The summit is that of the probabilities smoothed over a few bins, so that no single bin decides; what is further
+    than `_NEIGHBOURHOOD` bins away is another intention and does not count.
+    """
+    probabilities = log_probabilities.exp()
+    offsets = torch.arange(-_NEIGHBOURHOOD, _NEIGHBOURHOOD + 1, device=probabilities.device)
+    kernel = torch.softmax(-offsets.float().square() / (2 * _SMOOTHING**2), 0)
+    rows = probabilities.reshape(-1, 1, BINS)
+    smooth = F.conv1d(rows, kernel[None, None], padding=_NEIGHBOURHOOD).view_as(probabilities)
+    bins = torch.arange(1, BINS + 1, device=probabilities.device, dtype=probabilities.dtype)
+    summit = smooth.argmax(-1, keepdim=True) + 1
+    near = probabilities * ((bins - summit).abs() <= _NEIGHBOURHOOD)
+    return (near * bins).sum(-1) / near.sum(-1)
 
 
 def jitter_bins(bins: torch.Tensor, amount: int) -> torch.Tensor:
@@ -92,6 +127,7 @@ def losses(
     action_base: int,
     config: ObjectiveConfig,
     progress: float,
+    choice: torch.Tensor | None = None,
 ) -> Losses:
     """Loss of a batch.
 
@@ -99,11 +135,11 @@ def losses(
     reading, privileged: `[B, K]`, standardised.
     normalized: `[B, 7]` actions after normalisation by q01/q99 (gripper 0 or 1).
     action_base: the id one above the highest action id. progress: share of the run that is done.
+    choice: places `[B, 6]` that poses are taught instead of the actions', see `own_choice`.
     """
-    log_probabilities = F.log_softmax(logits.float(), -1)
-    # action ids count down: bin k has id base - k
-    by_bin = log_probabilities[..., action_base - BINS : action_base].flip(-1)  # [B, 7, 256]
-    pose_target = soft_targets(normalized[:, :POSE_DIMENSIONS].float(), config.sigma_at(progress))
+    by_bin = log_probabilities_of_bins(logits, action_base)  # [B, 7, 256]
+    places = position_of(normalized[:, :POSE_DIMENSIONS].float()) if choice is None else choice
+    pose_target = soft_targets(places, config.sigma_at(progress))
     pose = -(pose_target * by_bin[:, :POSE_DIMENSIONS]).sum(-1).mean()
     bins = bin_of(normalized)
     gripper = F.nll_loss(by_bin[:, POSE_DIMENSIONS], bins[:, POSE_DIMENSIONS] - 1)

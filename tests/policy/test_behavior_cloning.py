@@ -12,6 +12,7 @@ from policy.openvla.images import encode_frame
 from policy.training.behavior_cloning import BehaviorCloning
 from policy.training.config import NetworkSize, TrainingConfig
 from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta
+from policy.training.objective import ObjectiveConfig
 
 INSTRUCTIONS = ["pick up the milk and place it in the basket", "open the drawer"]
 TINY = NetworkSize(
@@ -93,6 +94,19 @@ def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
     assert np.array_equal(resumed.statistics.q01, run.statistics.q01)
     resumed.run()
     assert resumed.step == 5
+
+
+def test_late_in_a_run_the_policy_is_taught_its_own_choice(config: TrainingConfig):
+    run = BehaviorCloning(replaced(config, max_steps=4, objective=ObjectiveConfig(own_choice_from=0.5)))
+    asked = []
+    given = run._own_choice
+    run._own_choice = lambda *batch: asked.append((run.step, given(*batch))) or asked[-1][1]  # type: ignore[method-assign]
+    run.run()
+    assert [choice is None for _, choice in asked] == [True, True, False, False]
+    places = asked[-1][1]
+    assert places.shape == (4, 6)
+    assert ((places >= 1) & (places <= 256)).all()
+    assert not any(parameter.requires_grad for parameter in run._chooser.parameters())
 
 
 def test_blocks_are_compiled_once_a_kind(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch):
