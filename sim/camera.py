@@ -10,6 +10,8 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from sim.hidden_geometry import HiddenGeometry
+
 # What robosuite allows and shows: up to 1000 geoms, visual ones (group 1) but no collision shapes (group 0).
 _MOST_GEOMS = 1000
 _COLLISION_GROUP, _VISUAL_GROUP = 0, 1
@@ -36,12 +38,14 @@ class Camera:
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = model.camera(name).id
+        self._hidden = HiddenGeometry(model, self._camera.fixedcamid, _VISUAL_GROUP, self._context)
         self._perturbation = mujoco.MjvPerturb()
         self._viewport = mujoco.MjrRect(0, 0, side, side)
 
     def take(self, model: mujoco.MjModel, data: mujoco.MjData) -> np.ndarray:
         """The picture, uint8 `[side, side, 3]`, first row at the bottom as OpenGL has it."""
         self._gl.make_current()
+        self._hidden.leave_out(model, data)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._options, self._perturbation, self._camera, everything, self._scene)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
