@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -190,6 +191,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         if self.simulator is not None:
             self.simulator.close()
             self.simulator = None
+            gc.collect()  # robosuite's parts refer to each other in circles, and hold hundreds of megabytes
 
     def _build_simulator(self) -> Any:
         control_environment = rendering.load_control_environment()
