@@ -13,9 +13,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The named device, or the first CUDA device, else the CPU. Raises ValueError for one that is not here."""
+    """The named device, or the first CUDA device, else the CPU; a CUDA device is made this thread's current one, where
+    streams, graphs and kernels go that name none.
+
+    Raises ValueError for one that is not here.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")  # the current one already
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -26,13 +30,13 @@ def choose_device(name: str = "auto") -> torch.device:
         raise ValueError(
             f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices are visible; use 'cpu' or 'auto'"
         )
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
 def current(device: torch.device) -> AbstractContextManager[None]:
-    """Makes a CUDA device the current one of this thread for a while: streams, graphs and kernels that name none go
-    there.
-    """
+    """Makes a CUDA device the current one for a while, in a thread that did not choose it."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 

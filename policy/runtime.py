@@ -86,26 +86,25 @@ class Policy:
         key = resolve_unnorm_key(datasets, unnorm_key)
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
-        with current(place):
-            model = load_checkpoint(directory, place, choose_dtype(dtype, place))
-            accelerate(model, acceleration)
-            if capture and place.type == "cuda":
-                capture_passes(model)
-            prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-            spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
-            if acceleration.precision != "full":
-                spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
-            recorder = GraphRecorder if capture and place.type == "cuda" else None
-            policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
-            if decoding is not None:
-                material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
-                policy.decode_with(decoding.build(material))
-            report("warming")
-            policy.warm()
-            if capture and place.type == "cuda":
-                policy.rehearse()
-            report("testing")
-            policy.self_test()
+        model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+        accelerate(model, acceleration)
+        if capture and place.type == "cuda":
+            capture_passes(model)
+        prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
+        spec = describe_policy(str(checkpoint), checkpoint_hash(directory), key, image_path, model, prompter)
+        if acceleration.precision != "full":
+            spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
+        recorder = GraphRecorder if capture and place.type == "cuda" else None
+        policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
+        if decoding is not None:
+            material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
+            policy.decode_with(decoding.build(material))
+        report("warming")
+        policy.warm()
+        if capture and place.type == "cuda":
+            policy.rehearse()
+        report("testing")
+        policy.self_test()
         report("ready")
         return policy
 

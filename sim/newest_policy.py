@@ -63,7 +63,10 @@ class NewestPolicy:
             _log.warning("%s; %s", failures[0], what)
             self.close()
             return ""
-        endpoints = [server.endpoint() for server in self._servers]
+        try:
+            endpoints = [server.endpoint() for server in self._servers]
+        except RuntimeError:  # one has ended just now, which the next call sees
+            return ""
         if not endpoints or not all(endpoints):
             return ""
         self._turn += 1

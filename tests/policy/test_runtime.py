@@ -156,6 +156,15 @@ def test_hardware_choices(monkeypatch: pytest.MonkeyPatch) -> None:
         hardware.choose_device("cuda:63")
 
 
+def test_a_chosen_gpu_is_where_streams_and_graphs_go(monkeypatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:3"):
+        assert str(hardware.choose_device(name)) == name
+    assert chosen == [torch.device("cuda:3")]
+
+
 def test_a_rehearsal_changes_nothing(policy: Policy) -> None:
     before = policy.act(observations()[0])
     policy.rehearse()
