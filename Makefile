@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Threads that wait for one another sleep, since tests and simulators share the cores (see policy/__init__.py).
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that wait for one another soon sleep, since tests and simulators share the cores (see policy/__init__.py).
+export GOMP_SPINCOUNT ?= 10000
 
 .PHONY: demo test lint install clean
 
