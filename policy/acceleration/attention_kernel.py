@@ -15,6 +15,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from policy.acceleration.product_kernel import LINE_BYTES, fetch_ahead, starts_early
 
 _LOG2_E = 1.4426950408889634
 
@@ -46,18 +49,27 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tenso
 
 
 def attend_with_new(
-    qkv: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, slots: Tensor, bias: Tensor
+    qkv: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    bias: Tensor,
+    ahead: bool = False,
 ) -> Tensor:
     """Attended values `[B, S, heads * D]` of a few tokens, whose keys and values go to the cache first.
 
     qkv: `[B, S, (heads + 2 * key heads) * D]`, contiguous, before rotary positions. cosine, sine: `[B, 1, S, D]`,
     contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values, bias: as for `attend`.
+    ahead: on Hopper and later, the launch overlaps with the end of the one before it, and meanwhile asks for the cache.
     """
     batch, tokens, width = qkv.shape
     _, key_heads, length, size = keys.shape
     heads = width // size - 2 * key_heads
     keys_at_once = 128 if tokens <= 16 else 64
     attended = qkv.new_empty(batch, tokens, heads * size)
+    early = ahead and starts_early(qkv.device)
     with torch.cuda.device_of(qkv):
         _attend_with_new[heads, batch](
             qkv,
@@ -73,8 +85,10 @@ def attend_with_new(
             queries_at_once=max(16, triton.next_power_of_2(tokens)),
             keys_at_once=keys_at_once,
             steps=triton.cdiv(length, keys_at_once),
+            early=early,
             num_warps=4,
             num_stages=2 if tokens <= 16 else 3,
+            **({"launch_pdl": True} if early else {}),
         )
     return attended
 
@@ -154,9 +168,21 @@ def _attend_with_new(
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
     steps: tl.constexpr,
+    early: tl.constexpr,
 ):
     head, heads, row = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     key_heads, key_head = heads // sharing, head // sharing
+    cache = row.to(tl.int64) * batch_stride + key_head * head_stride
+    if early:
+        numbers_a_line: tl.constexpr = LINE_BYTES // (keys.dtype.element_ty.primitive_bitwidth // 8)
+        line = tl.arange(0, size // numbers_a_line if size > numbers_a_line else 1) * numbers_a_line
+        for step in range(steps):
+            place = step * keys_at_once + tl.arange(0, keys_at_once)
+            place_at = cache + tl.where(place < length, place, 0)[:, None] * slot_stride + line[None, :]
+            fetch_ahead(keys + place_at)
+            fetch_ahead(values + place_at)
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.arange(0, queries_at_once)
     live = token[:, None] < tokens
     inside = tl.where(token < tokens, token, 0)
@@ -174,7 +200,6 @@ def _attend_with_new(
     new_key = tl.load(key_at + own).to(tl.float32) * cosines + tl.load(key_at + partner).to(tl.float32) * sines
     new_value = tl.load(token_at + (heads + key_heads + key_head) * size + own)
 
-    cache = row.to(tl.int64) * batch_stride + key_head * head_stride
     new_at = cache + tl.load(slots + row * slots_stride + inside)[:, None] * slot_stride + own
     # Heads that share keys write the same numbers to the same places.
     tl.store(keys + new_at, new_key.to(keys.dtype.element_ty), mask=live)

@@ -3,9 +3,11 @@
 Knows the number format and the arithmetic. Knows nothing of which layers use it.
 
 Numbers are e4m3 (Micikevicius et al. 2022, "FP8 Formats for Deep Learning": 4 exponent bits, 3 mantissa bits, largest
-448); a row is divided by its largest magnitude over 448 before it is rounded. Products are summed in float32 and
-multiplied by both scales. GPUs of compute capability 8.9 and later do so in hardware; elsewhere the same rounded
-numbers are multiplied in float32, which differs by the order of summation only.
+448); a row is divided by its largest magnitude over 448 before it is rounded. Products are summed in float32, rounded
+to the model's dtype and multiplied by both scales. GPUs of compute capability 8.9 and later make the products in
+hardware; elsewhere the same rounded numbers are multiplied in float32, which differs by the order of summation only.
+Scales are applied outside of the product, where the compiler merges them with what follows: of the libraries' products,
+those that take a scale for each row are slower by a quarter to two thirds than those that take one for all.
 """
 
 from __future__ import annotations
@@ -54,21 +56,23 @@ class Float8Linear(nn.Module):
             raise ValueError(f"8-bit products on a GPU give bfloat16, and this model is {layer.weight.dtype}")
         weight, scale = quantise_rows(layer.weight.detach())
         self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale.t().contiguous())
+        self.register_buffer("one", torch.ones((), device=weight.device))
 
     weight: Tensor
     scale: Tensor
+    one: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `[..., in]` to outputs `[..., out]`."""
         numbers, scale = quantise_rows(x.flatten(0, -2))
         if x.is_cuda:
             product = torch._scaled_mm(
-                numbers, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), out_dtype=x.dtype, use_fast_accum=True
+                numbers, self.weight.t(), scale_a=self.one, scale_b=self.one, out_dtype=x.dtype, use_fast_accum=True
             )
         else:
-            product = (functional.linear(numbers.float(), self.weight.float()) * scale * self.scale.t()).to(x.dtype)
-        return product.unflatten(0, x.shape[:-1])
+            product = functional.linear(numbers.float(), self.weight.float()).to(x.dtype)
+        return (product.float() * scale * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 def _version(capability: tuple[int, int]) -> str:

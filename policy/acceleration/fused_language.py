@@ -6,6 +6,7 @@ Knows nothing of graphs (`policy.decoding.capture`) or of number formats (`polic
 Queries, keys and values are one matrix, gate and up another: three matrix products fewer a layer, and each of the rest
 is large enough to keep a GPU busy. A layer takes its part of the cache as tensors, so that one compiled layer serves
 all of them: rotary positions and the cache write, residual and norm, SiLU and product each become one kernel then.
+With kernels of our own, passes of few tokens are five launches a layer (`policy.acceleration.short_layer`).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from policy.acceleration.attention import SHORT, attend, attend_with_new
+from policy.acceleration.int8 import Int8Linear
+from policy.acceleration.products import MOST
+from policy.acceleration.short_layer import short_layer
 from policy.decoding.cache import StaticCache
-from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, rotary_tables, rotate
+from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate
 
 # PyTorch's memory-efficient attention wants rows of a mask to start at multiples of so many numbers, and where they do
 # not, copies the mask in every layer.
@@ -30,15 +34,16 @@ _MASK_ALIGNMENT = 16
 class FusedLayer(nn.Module):
     """One layer with the weights of a plain one, which are joined and not shared with it.
 
-    own_attention: on a GPU, attention is made by kernels of our own; they want head sizes that are powers of two, and
-    leave others to PyTorch.
+    own_kernels: on a GPU, attention is made by kernels of our own, and in passes of few tokens, all of the layer; they
+    want head sizes that are powers of two, and leave others to PyTorch. The norms' weights are multiplied into those of
+    the products that follow them.
     """
 
-    def __init__(self, layer: Layer, own_attention: bool = False) -> None:
+    def __init__(self, layer: Layer, own_kernels: bool = False) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head_size, self.grouped = attention.head_size, attention.grouped
-        self.own_attention = own_attention and self.head_size.bit_count() == 1
+        self.own_kernels = own_kernels and self.head_size.bit_count() == 1
         self.heads = attention.q_proj.out_features // self.head_size
         self.key_value_heads = attention.k_proj.out_features // self.head_size
         self.input_layernorm = layer.input_layernorm
@@ -47,6 +52,9 @@ class FusedLayer(nn.Module):
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.gate_up = _joined(mlp.gate_proj, mlp.up_proj)
         self.down_proj: nn.Module = mlp.down_proj
+        if self.own_kernels:
+            self.input_layernorm = _folded(self.input_layernorm, self.qkv)
+            self.post_attention_layernorm = _folded(self.post_attention_layernorm, self.gate_up)
 
     def forward(
         self,
@@ -64,14 +72,25 @@ class FusedLayer(nn.Module):
         cosine, sine: `[B, 1, S, head size]`. keys, values: this layer's cache, `[B, H, length, head size]`. rows: int64
         `[B, 1]`, 0..B-1. slots: int64 `[B, S]`. bias: `[B, 1, S, length]`, 0 where a query may look, else -inf.
         """
+        if self.own_kernels and x.is_cuda and x.shape[0] * x.shape[1] <= MOST:
+            return self._short(x, cosine, sine, keys, values, slots, bias)
         qkv = self.qkv(self.input_layernorm(x))
-        if self.own_attention and x.is_cuda and x.shape[1] <= SHORT:
+        if self.own_kernels and x.is_cuda and x.shape[1] <= SHORT:
             attended = attend_with_new(qkv, cosine, sine, keys, values, slots, bias)
         else:
             attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
         x = x + self.o_proj(attended)
         gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
         return x + self.down_proj(functional.silu(gate) * up)
+
+    def _short(
+        self, x: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, slots: Tensor, bias: Tensor
+    ) -> Tensor:
+        products = self.qkv, self.o_proj, self.gate_up, self.down_proj
+        weights = [cast(Tensor, product.weight) for product in products]
+        scales = [product.scale for product in products if isinstance(product, Int8Linear)]
+        epsilon = self.input_layernorm.epsilon
+        return short_layer(x, weights, scales, epsilon, cosine, sine, keys, values, slots, bias)
 
     def _attend(
         self,
@@ -89,7 +108,7 @@ class FusedLayer(nn.Module):
         queries, new_keys = rotated.split([self.heads, self.key_value_heads], dim=1)  # [B, H, S, head size]
         keys[rows, :, slots] = new_keys.transpose(1, 2)
         values[rows, :, slots] = qkv[:, self.heads + self.key_value_heads :].transpose(1, 2)
-        if self.own_attention and qkv.is_cuda:
+        if self.own_kernels and qkv.is_cuda:
             return attend(queries, keys, values, bias)
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, enable_gqa=self.grouped
@@ -102,16 +121,16 @@ class FusedLanguageModel(LanguageModel):
     memory than one layer besides. The plain one is of no use afterwards.
 
     attention: PyTorch's kernel to use, its own choice unless given; where it cannot, a RuntimeError says why.
-    own_attention: as for a layer.
+    own_kernels: as for a layer.
     """
 
-    def __init__(self, plain: LanguageModel, attention: SDPBackend | None = None, own_attention: bool = False) -> None:
+    def __init__(self, plain: LanguageModel, attention: SDPBackend | None = None, own_kernels: bool = False) -> None:
         nn.Module.__init__(self)
         self.config, self.model, self.lm_head = plain.config, plain.model, plain.lm_head
         self._attention = attention
         layers = self.model.layers
         for index in range(len(layers)):
-            layers[index] = FusedLayer(cast(Layer, layers[index]), own_attention)
+            layers[index] = FusedLayer(cast(Layer, layers[index]), own_kernels)
 
     def forward(
         self,
@@ -147,7 +166,17 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return bias[..., :length].masked_fill_(mask, 0.0)
 
 
-def _joined(*layers: nn.Linear) -> nn.Module:
+def _folded(norm: RMSNorm, product: nn.Linear) -> RMSNorm:
+    """The norm without its weight, which goes into the product's; rounding is then the weight's instead of the input's.
+
+    In both products of the layer, so that passes of any length read the same weights.
+    """
+    product.weight.mul_(norm.weight)
+    plain = RMSNorm(norm.weight.numel(), norm.epsilon)
+    return plain.to(norm.weight.device, norm.weight.dtype)
+
+
+def _joined(*layers: nn.Linear) -> nn.Linear:
     """One bias-free layer with the outputs of all."""
     joined = nn.Linear(layers[0].in_features, sum(layer.out_features for layer in layers), bias=False, device="meta")
     joined.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from policy.acceleration import products
 from policy.acceleration.int8 import Int8Linear, quantise_rows
@@ -23,7 +24,7 @@ DEVICE, DTYPE = (torch.device("cuda"), torch.bfloat16) if CUDA else (torch.devic
 ROUNDING = 4e-3 if CUDA else 4e-4
 
 
-Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Multiply = Callable[..., Tensor]
 
 
 @pytest.fixture
@@ -56,6 +57,49 @@ def test_products_of_all_sizes(multiply: Multiply, rows: int, outputs: int, colu
     whole, scale = quantise_rows(weight)
     exact = x.double() @ (whole.double() * scale[:, None]).t()
     assert error(multiply(x, whole, scale), exact) < ROUNDING
+
+
+@pytest.mark.parametrize(("rows", "outputs", "columns"), [(1, 48, 256), (14, 40, 344), (33, 96, 64)], ids=str)
+def test_norms_gates_and_residuals_are_part_of_a_product(
+    multiply: Multiply, rows: int, outputs: int, columns: int
+) -> None:
+    x, weight, residual = numbers(rows, columns), numbers(2 * outputs, columns) / 8, numbers(rows, outputs)
+    normed = x.double() * torch.rsqrt(x.double().square().mean(1, keepdim=True) + 0.5)
+    product = normed @ weight.double().t()
+    assert error(multiply(x, weight, None, epsilon=0.5), product) < ROUNDING
+    gates, values = product.chunk(2, dim=1)
+    gated = functional.silu(gates) * values
+    assert error(multiply(x, weight, None, epsilon=0.5, gated=True), gated) < 3 * ROUNDING
+    assert error(multiply(x, weight, None, epsilon=0.5, gated=True, residual=residual), gated + residual) < 3 * ROUNDING
+    plain = x.double() @ weight[:outputs].double().t()
+    assert error(multiply(x, weight[:outputs], residual=residual), plain + residual) < ROUNDING
+    whole, scale = quantise_rows(weight)
+    exact = (normed @ (whole.double() * scale[:, None]).t()).chunk(2, dim=1)
+    gated = functional.silu(exact[0]) * exact[1]
+    assert error(multiply(x, whole, scale, epsilon=0.5, gated=True), gated) < 3 * ROUNDING
+
+
+@pytest.mark.skipif(not CUDA or torch.cuda.get_device_capability() < (9, 0), reason="needs Hopper")
+def test_launches_that_overlap_give_the_same_bits(multiply: Multiply) -> None:
+    """Each reads what the one before writes, in a graph and out of it."""
+    first, second = numbers(4096, 1024) / 32, numbers(1024, 4096) / 64
+    x = numbers(14, 1024)
+
+    def chain(ahead: int) -> Tensor:
+        y = x
+        for _ in range(20):
+            y = multiply(multiply(y, first, epsilon=1e-6, ahead=ahead), second, residual=y, ahead=ahead)
+        return y
+
+    want = chain(0)
+    assert torch.equal(chain(512), want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = chain(512)
+    for _ in range(10):
+        found.zero_()
+        graph.replay()
+        assert torch.equal(found, want)
 
 
 def test_rows_may_lie_apart_and_do_not_touch_each_other(multiply: Multiply) -> None:
