@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.expert.rotations import HAND_DOWN, about_x, about_z, angle_between, nearest_symmetric
-from sim.expert.servo import CLOSE, GAIN, OPEN, Decision, ramp, servo, unit_clip
+from sim.expert.servo import CLOSE, CREEP, GAIN, OPEN, Decision, ramp, servo, unit_clip
 from sim.expert.state import SimulatorState
 
 CABINET = "wooden_cabinet_1"
@@ -56,7 +56,8 @@ class Drawer:
             return Decision(action, "pull")
         ready = across < 0.012 and abs(out) < 0.010 and angle < 0.2
         if ready or (0.006 < gap < 0.075 and across < 0.03 and abs(out) < 0.03):
-            return Decision(servo(state, bar, rotation, CLOSE, planar=0.3, vertical=0.3), "close")
+            target = bar if gap > 0.075 else bar + outward * (out + CREEP)
+            return Decision(servo(state, target, rotation, CLOSE, planar=0.3, vertical=0.3), "close")
         # A funnel along the cabinet's facing, wider while the hand is still turning.
         distance = ramp(across + 0.12 * max(0.0, angle - 0.1), (0.010, 0.04, 0.3), (0.0, 0.07, 0.12))
         if gap < 0.07:
@@ -72,7 +73,8 @@ class Drawer:
         way = state.hand_position - state.position(self._bar_name)
         distance = float(np.linalg.norm(way))
         if state.finger_gap < 0.06 and distance < 0.05:
-            return Decision(servo(state, state.hand_position, state.hand_rotation, OPEN), "let go")
+            clear = state.hand_position + facing(state) * CREEP
+            return Decision(servo(state, clear, state.hand_rotation, OPEN), "let go")
         if distance < 0.075 and way[2] < 0.10 and abs(way[0]) < 0.07:
             back = state.hand_position + facing(state) * 0.06 + [0.0, 0.0, 0.03]
             return Decision(servo(state, back, state.hand_rotation, OPEN), "back off")

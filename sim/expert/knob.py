@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from sim.expert.rotations import HAND_DOWN, about_z, nearest_symmetric
-from sim.expert.servo import CLOSE, CRUISE, GAIN, OPEN, Decision, above, ramp, servo, unit_clip
+from sim.expert.servo import CLOSE, CREEP, CRUISE, GAIN, OPEN, Decision, above, ramp, servo, unit_clip
 from sim.expert.state import Goal, SimulatorState
 
 _RIDGE_HEIGHT = 0.036  # of the grasp above the knob's origin
+_GRIPPED, _FREE = 0.03, 0.05  # gaps at which the fingers still hold the ridge, and have let go of it
 _LEAD = 0.45  # radians by which the hand's target runs ahead of the hand, counter-clockwise
 
 
@@ -54,5 +55,5 @@ class Knob:
         return above(state.position(self._knob), _RIDGE_HEIGHT)
 
     def _let_go(self, state: SimulatorState) -> Decision:
-        target = above(state.hand_position, 0.05 if state.finger_gap > 0.05 else 0.0)
+        target = above(state.hand_position, ramp(state.finger_gap, (_GRIPPED, _FREE), (CREEP, 0.05)))
         return Decision(servo(state, target, state.hand_rotation, OPEN, vertical=0.5), "done")

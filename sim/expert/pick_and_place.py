@@ -17,6 +17,7 @@ from sim.expert.placement import Placement, PlacementRule
 from sim.expert.rotations import angle_between, nearest_symmetric
 from sim.expert.servo import (
     CLOSE,
+    CREEP,
     CRUISE,
     GAIN,
     METRES_PER_STEP,
@@ -120,7 +121,7 @@ class PickAndPlace:
 
     def _centred(self, state: SimulatorState, grasp: Grasp) -> np.ndarray:
         """Where the fingers have the object in their middle: a carton can hang on one of them, and would rise too."""
-        return np.array([*grasp.position[:2], state.hand_position[2]])
+        return np.array([*grasp.position[:2], state.hand_position[2] + CREEP])
 
     def _carry(self, state: SimulatorState, grasp: Grasp, placement: Placement) -> Decision:
         hand = state.hand_position
@@ -154,8 +155,10 @@ class PickAndPlace:
         near = lateral < KEEP_CLOSING and abs(along) < KEEP_CLOSING
         ready = lateral < CLOSE_LATERAL and abs(along) < CLOSE_ALONG and angle < CLOSE_ANGLE
         if gap > approach.empty_gap and (ready or (near and gap < FINGERS_MOVING)):
-            action = servo(state, grasp.position, grasp.rotation, CLOSE, planar=0.3, vertical=0.3)
-            return Decision(action, "close")
+            target = grasp.position.copy()
+            if gap < FINGERS_MOVING:
+                target[2] = hand[2] + CREEP
+            return Decision(servo(state, target, grasp.rotation, CLOSE, planar=0.3, vertical=0.3), "close")
         outward = (hand - state.base_position) * [1.0, 1.0, 0.0]
         reach = float(np.linalg.norm(outward))
         if reach < min(FOLDED, float(np.hypot(*(grasp.position - state.base_position)[:2])) - 0.03):

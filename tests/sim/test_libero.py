@@ -73,6 +73,22 @@ def test_gymnasium_finds_nothing_to_complain_about(env):
         check_env(env)
 
 
+@pytest.mark.libero
+def test_random_resets_vary_the_arm_as_official_states_do(blind):
+    """A policy trained on resets without noise meets poses of the arm that it has never seen."""
+
+    def spread(**how):
+        poses = []
+        for number in range(8):
+            blind.reset(**{name: value(number) for name, value in how.items()})
+            poses.append(blind.state()[1:8])
+        return np.std(poses, axis=0)
+
+    random, official = spread(seed=lambda number: 500 + number), spread(options=lambda number: {"init_state": number})
+    assert (random > 0.4 * official).all()
+    assert (random < 2.5 * official).all()
+
+
 def test_random_resets_follow_their_seed(blind):
     def state_of(seed):
         blind.reset(seed=seed)
