@@ -19,8 +19,8 @@ TURN_GAIN = 1.5
 CRUISE = 0.95  # just inside the action's limits, so that the quantiles of the demonstrations stay inside too
 # 1.7 overshoots by about a centimetre at full speed and is only for short moves with little to lose.
 GAIN, BRISK_GAIN = 1.4, 1.7
-# Metres ahead of the hand at which it aims while fingers close or open: who imitates a pause may stay in it for ever, as
-# nothing in the next picture tells it from the last.
+# Metres ahead of the hand at which it aims while fingers close or open: who imitates a pause may stay in it for ever,
+# as nothing in the next picture tells it from the last.
 CREEP = 0.0006
 
 
