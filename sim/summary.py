@@ -85,12 +85,16 @@ def summarise(records: Iterable[EpisodeRecord]) -> list[Summary]:
 
 
 def headline(summaries: Iterable[Summary]) -> dict[str, float | int | None]:
-    """The numbers to quote: each suite's success rate (None without a valid episode), valid episodes per suite, errors.
+    """The numbers to quote: each suite's success rate (None without a valid episode), their mean, valid episodes per
+    suite, errors.
 
-    episodes_per_suite is the smallest count where suites differ.
+    episodes_per_suite is the smallest count where suites differ. There is no mean of one suite, nor with one missing.
     """
     suites = [summary for summary in summaries if summary.task is None]
     rates = {s.suite: s.rate.rate if s.rate.episodes else None for s in suites}
+    known = [rate for rate in rates.values() if rate is not None]
+    if len(known) == len(rates) > 1:
+        rates["mean"] = sum(known) / len(known)
     counts = {"episodes_per_suite": min(s.rate.episodes for s in suites), "errors": sum(s.errors for s in suites)}
     return rates | counts
 

@@ -186,6 +186,8 @@ class SpeculativeDecoder:
                 for drafter in self._drafters:
                     drafter.observe(context, chosen)
                 self._placement.learn(lesson.proposals[row] | {JACOBI: action.guess}, chosen, lesson.claims[row])
+        if self._lessons:
+            self._placement.prepare()
         self._lessons.clear()
 
     def _looked(self, prompts: PromptBatch) -> _Looking:

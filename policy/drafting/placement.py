@@ -48,20 +48,17 @@ class _Source:
     """
 
     def __init__(self, name: str, bins: list[int], ranks: list[Ranked], absolute: bool) -> None:
-        self.name, self.bins = name, bins
-        self._ranks, self._absolute = ranks, absolute
-        self._entries: dict[tuple[int, int], list[tuple[float, int, str]]] = {}
+        self.bins = bins
+        self._name, self._ranks, self._absolute = name, ranks, absolute
 
-    def entries(self, dimension: int, standing: int) -> list[tuple[float, int, str]]:
+    def entries(self, dimension: int, standing: int) -> Iterator[tuple[float, int, str]]:
         """Negated probability, bin and the drafter's name, the most probable first."""
-        entries = self._entries.get((dimension, standing))
-        if entries is None:
-            proposed = self.bins[dimension]
-            base = 0 if self._absolute else proposed
-            ranked = self._ranks[dimension][standing] if proposed >= 0 else []
-            entries = [(p, base + place, self.name) for p, place in ranked if 0 <= base + place < ACTION_BINS]
-            self._entries[dimension, standing] = entries
-        return entries
+        proposed = self.bins[dimension]
+        if proposed >= 0:
+            base, name = 0 if self._absolute else proposed, self._name
+            for negated, place in self._ranks[dimension][standing]:
+                if 0 <= base + place < ACTION_BINS:
+                    yield negated, base + place, name
 
 
 class Placement:
@@ -103,6 +100,10 @@ class Placement:
         self._trust.learn(claims, choices)
         self._record.learn(proposals, choices)
 
+    def prepare(self) -> None:
+        """Work out what the next plans need of what was learned, so that they do not have to."""
+        self._record.prepare()
+
 
 class _Options:
     """Bins for one dimension, the most probable first; found one by one as they are asked for."""
@@ -121,11 +122,9 @@ class _Options:
 
     def _find(self, sources: list[_Source], apart: int, dimension: int, standings: tuple[int, ...]) -> Iterator[Option]:
         proposed = [source.bins[dimension] for source in sources]
-        entries: list[tuple[float, int, str]] = []
-        for source, standing in zip(sources, standings, strict=True):
-            entries += source.entries(dimension, standing)
+        entries = [source.entries(dimension, standing) for source, standing in zip(sources, standings, strict=True)]
         covered: set[int] = set()
-        for negated, token, name in sorted(entries):
+        for negated, token, name in heapq.merge(*entries):
             if token not in covered:
                 met = tuple([STANDING_OF[abs(token - bin_)] if bin_ >= 0 else 0 for bin_ in proposed])
                 yield Option(token, -negated, name, met)

@@ -40,10 +40,7 @@ class ProposalRecord:
         self._ranked: list[list[Ranked]] = []
 
     def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray) -> None:
-        """Count proposals, bins int64 `[7]` each, for the target's choices, int64 `[7]`; entries of -1 are left out.
-
-        Ranks anew, too: now nobody waits for it.
-        """
+        """Count proposals, bins int64 `[7]` each, for the target's choices, int64 `[7]`; entries of -1 are left out."""
         if not proposals:
             return
         drafters = np.array([self._row(name) for name in proposals])
@@ -55,22 +52,24 @@ class ProposalRecord:
         counted = (drafters[row], dimension, standings_before(proposed, chosen)[row, dimension])
         self._counts[counted] *= DECAY
         self._counts[(*counted, place)] += 1.0
-        self._rank_anew()
+        self._ranked = []
+
+    def prepare(self) -> None:
+        """Rank what was learned, which `rank` does otherwise when it is asked for: better while nobody waits for it."""
+        if not self._ranked and self._rows:
+            self._ranked = ranked(self._chances(), -WIDEST_OFFSET, self._spacing, self._confidence)
 
     def rank(self, name: str) -> list[Ranked]:
         """By dimension and standing, what the target may choose, as offsets from a drafter's proposal."""
         row = self._row(name)
-        if row >= len(self._ranked):
-            self._rank_anew()
+        self.prepare()
         return self._ranked[row]
-
-    def _rank_anew(self) -> None:
-        self._ranked = ranked(self._chances(), -WIDEST_OFFSET, self._spacing, self._confidence)
 
     def _row(self, name: str) -> int:
         if name not in self._rows:
             self._rows[name] = len(self._rows)
             self._counts = np.concatenate([self._counts, np.zeros((1, *self._counts.shape[1:]))])
+            self._ranked = []
         return self._rows[name]
 
     def _chances(self) -> np.ndarray:

@@ -311,7 +311,8 @@ class BehaviorCloning:
     def _dataset_entry(self) -> dict[str, Any]:
         """This data set's entry of `dataset_statistics.json`."""
         action = self.statistics.to_json()
-        return {"action": action, "num_transitions": self.store.count, "num_trajectories": self.store.episodes}
+        frames, episodes = (self.replicas.count * share for share in (self.store.count, self.store.episodes))
+        return {"action": action, "num_transitions": frames, "num_trajectories": episodes}
 
     @property
     def averaged_network(self) -> OpenVLA:

@@ -51,6 +51,9 @@ class AnyTrees:
     def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, *_: object) -> None:
         assert len(choices) == 7
 
+    def prepare(self) -> None:
+        pass
+
 
 class Chains:
     """In place of a `Placement`: what was proposed first, without alternatives."""
@@ -66,6 +69,9 @@ class Chains:
 
     def learn(self, proposals: Mapping[str, np.ndarray], choices: np.ndarray, *_: object) -> None:
         assert len(choices) == 7
+
+    def prepare(self) -> None:
+        pass
 
 
 class Somebody:

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -144,6 +144,9 @@ def test_summaries_by_task_and_suite(tmp_path):
     assert (suite.task, suite.rate) == (None, SuccessRate(2, 4))
     assert suite.row()["wilson95_low"] == pytest.approx(0.15, abs=0.005)
     assert headline([first, second, suite]) == {"fake": 0.5, "episodes_per_suite": 4, "errors": 0}
+    other = replace(suite, suite="other", rate=SuccessRate(1, 4))
+    assert headline([suite, other])["mean"] == 0.375
+    assert "mean" not in headline([suite, replace(other, rate=SuccessRate(0, 0))])
     shared = conditions(records)
     assert (shared["policy"], shared["checkpoint_hash"], shared["privileged"]) == ("forward", "abc", False)
     assert (shared["clock"], shared["renderer"]) == ("lock-step", "fake")
