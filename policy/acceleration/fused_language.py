@@ -24,7 +24,7 @@ from policy.acceleration.int8 import Int8Linear
 from policy.acceleration.products import MOST
 from policy.acceleration.short_layer import short_layer
 from policy.decoding.cache import StaticCache
-from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate
+from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate, taken
 
 # PyTorch's memory-efficient attention wants rows of a mask to start at multiples of so many numbers, and where they do
 # not, copies the mask in every layer.
@@ -66,19 +66,24 @@ class FusedLayer(nn.Module):
         rows: Tensor,
         slots: Tensor,
         bias: Tensor,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Inputs `[B, S, width]` to outputs; writes to its cache.
 
         cosine, sine: `[B, 1, S, head size]`. keys, values: this layer's cache, `[B, H, length, head size]`. rows: int64
         `[B, 1]`, 0..B-1. slots: int64 `[B, S]`. bias: `[B, 1, S, length]`, 0 where a query may look, else -inf.
+        wanted: tokens int64 `[B, n]` whose outputs are asked for, all unless given; the cache gets all either way.
         """
         if self.own_kernels and x.is_cuda and x.shape[0] * x.shape[1] <= MOST:
-            return self._short(x, cosine, sine, keys, values, slots, bias)
+            x = self._short(x, cosine, sine, keys, values, slots, bias)
+            return x if wanted is None else taken(x, wanted)
         qkv = self.qkv(self.input_layernorm(x))
         if self.own_kernels and x.is_cuda and x.shape[1] <= SHORT:
             attended = attend_with_new(qkv, cosine, sine, keys, values, slots, bias)
         else:
             attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
+        if wanted is not None:
+            x, attended = taken(x, wanted), taken(attended, wanted)
         x = x + self.o_proj(attended)
         gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
         return x + self.down_proj(functional.silu(gate) * up)
@@ -139,8 +144,9 @@ class FusedLanguageModel(LanguageModel):
         cache: KeyValueCache | None = None,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """As `LanguageModel.forward`; the cache must be a StaticCache."""
+        """As `LanguageModel.forward`; the cache must be a StaticCache. The last layer works out `wanted` rows only."""
         batch, length, _ = embeddings.shape
         if cache is None:
             cache = StaticCache(self.config, batch, length, embeddings.device, embeddings.dtype)
@@ -154,7 +160,8 @@ class FusedLanguageModel(LanguageModel):
         x = embeddings
         with nullcontext() if self._attention is None else sdpa_kernel(self._attention):
             for index, layer in enumerate(self.model.layers):
-                x = layer(x, cosine, sine, cache.keys[index], cache.values[index], rows, slots, bias)
+                last = wanted if index == len(self.model.layers) - 1 else None
+                x = layer(x, cosine, sine, cache.keys[index], cache.values[index], rows, slots, bias, last)
         return self.model.norm(x)
 
 

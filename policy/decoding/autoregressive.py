@@ -106,10 +106,8 @@ class AutoregressiveDecoder:
     def _read_prompt(self, embeddings: Tensor, lengths: Tensor, cache: StaticCache) -> GreedyStep:
         batch, longest, _ = embeddings.shape
         positions = torch.arange(longest, device=embeddings.device).expand(batch, -1)
-        hidden = self.model.language_model(embeddings, positions, cache)  # [B, S, width]
-        return self._choose(
-            hidden[torch.arange(batch, device=hidden.device), lengths - 1]
-        )  # each row's last true token
+        last = (lengths - 1)[:, None]  # each row's last true token
+        return self._choose(self.model.language_model(embeddings, positions, cache, wanted=last)[:, 0])
 
     def _read_token(self, tokens: Tensor, positions: Tensor, cache: StaticCache) -> GreedyStep:
         """Tokens and positions int64 `[B]`; each row goes on at its own end and there overwrites the padding."""

@@ -116,8 +116,9 @@ def capture_passes(model: OpenVLA, record: Record | None = None) -> None:
     language = model.language_model
     plain = language.forward
 
-    def run(embeddings: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, cache: Any) -> Tensor:
-        return plain(embeddings, positions, cache, slots, mask)
+    def run(embeddings: Tensor, positions: Tensor, slots: Tensor, mask: Tensor, *rest: Any) -> Tensor:
+        *wanted, cache = rest
+        return plain(embeddings, positions, cache, slots, mask, *wanted)
 
     captured = Captured(run, record)
 
@@ -127,12 +128,14 @@ def capture_passes(model: OpenVLA, record: Record | None = None) -> None:
         cache: Any = None,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         if cache is None:
-            return plain(embeddings, positions, None, slots, mask)
+            return plain(embeddings, positions, None, slots, mask, wanted)
         slots = positions if slots is None else slots
         mask = cache.causal_mask(slots) if mask is None else mask
-        return captured((embeddings, positions, slots, mask), cache)
+        tensors = (embeddings, positions, slots, mask)
+        return captured(tensors if wanted is None else (*tensors, wanted), cache)
 
     # As with `model.forward = torch.compile(model.forward)`: callers need not know.
     setattr(model, "image_features", lambda pixels: vision((pixels,)))  # noqa: B010

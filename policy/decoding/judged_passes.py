@@ -157,7 +157,7 @@ class JudgedPasses:
     def _run_prefill(self, desk: Desk, note: Note) -> None:
         known, tree = self._read(note)
         desk.picture.copy_(picture_features(desk.prompts.embeddings))
-        passes = TargetPasses(self._model, desk.prompts, self._nodes, self._caches)
+        passes = TargetPasses(self._model, desk.prompts, self._nodes, self._caches, keeps_prompt=self._keeps_hidden)
         logits = passes.prefill(tree)
         if self._keeps_hidden:
             desk.prompt_hidden.copy_(passes.prompt_hidden)

@@ -19,6 +19,7 @@ from torch.nn import functional
 from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.tree import DRAFTED_DIMENSIONS, TokenTree
+from policy.openvla.language_model import taken
 from policy.openvla.model import OpenVLA
 
 
@@ -26,17 +27,20 @@ class TargetPasses:
     """Passes over the same prompts, first `prefill` and then any number of `extend`.
 
     nodes: the largest number of nodes of any tree to come. caches: lends the cache for the time of this action.
+    keeps_prompt: whether the prompts' hidden states are needed, which the last layer need not work out otherwise.
 
     hidden: `[B, 1 + N, width]`, after each pass the hidden states that its logits come from.
-    prompt_hidden: `[B, S, width]`, the prompts' hidden states, padding included; there after `prefill`.
+    prompt_hidden: `[B, S, width]`, the prompts' hidden states, padding included; there after `prefill`, if kept.
     """
 
     hidden: Tensor
     prompt_hidden: Tensor
 
-    def __init__(self, model: OpenVLA, prompts: PromptBatch, nodes: int, caches: CachePool) -> None:
+    def __init__(
+        self, model: OpenVLA, prompts: PromptBatch, nodes: int, caches: CachePool, *, keeps_prompt: bool = False
+    ) -> None:
         self._model = model
-        self._prompts = prompts
+        self._prompts, self._keeps_prompt = prompts, keeps_prompt
         self._batch, self._longest, _ = prompts.embeddings.shape
         self._cache = caches.get(self._batch, self._longest + DRAFTED_DIMENSIONS + nodes)
         self._order = self._cache.slots  # 0, 1, 2 and so on; slices of it spare launches
@@ -52,15 +56,18 @@ class TargetPasses:
         first_node = longest + DRAFTED_DIMENSIONS
         slots = torch.cat([self._order[:longest], self._order[first_node : first_node + tree.nodes]])
         nodes_see = self._rows_see(tree.nodes, functional.pad(tree.ancestors, (DRAFTED_DIMENSIONS, self._room(tree))))
+        wanted = self._wanted(lengths - 1, longest + tree.nodes, tree.nodes)
         hidden = self._model.language_model(
             torch.cat([self._prompts.embeddings, self._embed(self._ids(tree))], dim=1),
             torch.cat([order, lengths[:, None] + tree.depths], dim=1),
             self._cache,
             slots=slots.expand(self._batch, -1),
             mask=torch.cat([self._cache.causal_mask(order), nodes_see[:, None]], dim=2),
+            wanted=None if self._keeps_prompt else wanted,
         )
-        self.prompt_hidden = hidden[:, :longest]
-        return self._logits(hidden, lengths - 1, tree.nodes)
+        if self._keeps_prompt:
+            self.prompt_hidden, hidden = hidden[:, :longest], taken(hidden, wanted)
+        return self._logits(hidden)
 
     def extend(self, decided: Tensor, counts: Tensor, tree: TokenTree) -> Tensor:
         """Read the tokens that are decided, and trees that continue them.
@@ -80,8 +87,9 @@ class TargetPasses:
             self._cache,
             slots=self._order[self._longest : self._longest + rows].expand(self._batch, -1),
             mask=self._rows_see(rows, among_decided, among_nodes)[:, None],
+            wanted=self._wanted((counts - 1).clamp(max=DRAFTED_DIMENSIONS - 1), rows, tree.nodes),
         )
-        return self._logits(hidden, (counts - 1).clamp(max=DRAFTED_DIMENSIONS - 1), tree.nodes)
+        return self._logits(hidden)
 
     def _ids(self, tree: TokenTree) -> Tensor:
         return self._model.config.action_vocabulary - 1 - tree.tokens
@@ -97,9 +105,10 @@ class TargetPasses:
         """Bool `[B, rows, length]`: the prompt, and of the slots behind it what is given, `[B, rows, some]` each."""
         return torch.cat([self._prompt_visible[:, None].expand(-1, rows, -1), *behind], dim=2)
 
-    def _logits(self, hidden: Tensor, root: Tensor, nodes: int) -> Tensor:
-        """Logits of the root's row and of the last `nodes` rows, out of hidden states `[B, S, width]`."""
-        batch, rows, width = hidden.shape
-        wanted = torch.cat([root[:, None], self._order[rows - nodes : rows].expand(batch, -1)], dim=1)
-        self.hidden = hidden.gather(1, wanted[:, :, None].expand(-1, -1, width))
-        return self._model.logits(self.hidden)
+    def _wanted(self, root: Tensor, rows: int, nodes: int) -> Tensor:
+        """Of a pass of so many rows those that tell something new, int64 `[B, 1 + N]`: the root's and the last N."""
+        return torch.cat([root[:, None], self._order[rows - nodes : rows].expand(self._batch, -1)], dim=1)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        self.hidden = hidden
+        return self._model.logits(hidden)

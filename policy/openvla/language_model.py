@@ -59,6 +59,11 @@ def rotary_tables(positions: Tensor, head_size: int, base: float, dtype: torch.d
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def taken(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows int64 `[B, n]` of `[B, S, width]`."""
+    return x.gather(1, rows[:, :, None].expand(-1, -1, x.shape[2]))
+
+
 def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     # The cast only acts under autocast, where the tables are float32 and the projections are not.
@@ -141,8 +146,9 @@ class LanguageModel(nn.Module):
         cache: KeyValueCache | None = None,
         slots: Tensor | None = None,
         mask: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, `[B, S, width]`.
+        """Hidden states after the final norm, `[B, S, width]`, or those of the `wanted` rows, int64 `[B, n]`.
 
         embeddings: `[B, S, width]`. positions: int64 `[B, S]`, rotary positions.
         Without a cache, attention is causal in the order given, so padding belongs on the right.
@@ -158,4 +164,4 @@ class LanguageModel(nn.Module):
         for index, layer in enumerate(self.model.layers):
             store = None if cache is None else partial(cache.write, index, slots)
             x = layer(x, rotary, store, mask)
-        return self.model.norm(x)
+        return self.model.norm(x if wanted is None else taken(x, wanted))

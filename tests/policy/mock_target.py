@@ -48,7 +48,7 @@ class MockTarget:
         embeddings = torch.ones(batch, 1 + PATCHES, WIDTH)
         return SimpleNamespace(embeddings=embeddings, lengths=torch.full((batch,), 257), keys=(0,) * batch)
 
-    def passes(self, model: object, prompts: Any, nodes: int, caches: object) -> MockTarget:
+    def passes(self, model: object, prompts: Any, nodes: int, caches: object, **_: object) -> MockTarget:
         """In place of the class `TargetPasses`."""
         return self
 

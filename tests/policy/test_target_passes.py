@@ -57,6 +57,9 @@ def test_every_path_in_the_prompts_pass_and_in_later_ones(small_model: OpenVLA, 
     assert_all_paths(small_model, features, logits, FIRST, nothing)
     decided = torch.tensor([ids + [0] * (6 - len(ids)) for ids in DECIDED])
     counts = torch.tensor([len(ids) for ids in DECIDED])
+    kept = TargetPasses(small_model, prompts, NODES, CachePool(small_model), keeps_prompt=True)
+    torch.testing.assert_close(kept.prefill(TokenTree.of(FIRST, nodes=8)), logits)
+    assert kept.prompt_hidden.shape[:2] == prompts.embeddings.shape[:2]
     # Twice: the second time all slots hold what another pass left there.
     for nodes in (4, NODES):
         logits = passes.extend(decided, counts, TokenTree.of(LATER, nodes))
