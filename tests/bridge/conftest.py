@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,17 @@ def lasting_endpoint() -> str:
     raise RuntimeError("no free port among a hundred")
 
 
+def started(server: PolicyServer) -> PolicyServer:
+    """Starts it where another one of this process may have been a moment ago: ZeroMQ frees a closed socket's port in a
+    thread of its own.
+    """
+    for _ in range(100):
+        with contextlib.suppress(OSError):
+            return server.start()
+        time.sleep(0.05)
+    return server.start()
+
+
 @pytest.fixture
 def gated(serve: Callable[..., PolicyServer]) -> Iterator[GatedPolicy]:
     """Opens its gate after the test, before `serve` waits for the server to drain."""
@@ -40,7 +52,7 @@ def serve() -> Iterator[Callable[..., PolicyServer]]:
     servers: list[PolicyServer] = []
 
     def start(policy: Any, endpoint: str = "", **settings: Any) -> PolicyServer:
-        server = PolicyServer(policy, endpoint or lasting_endpoint(), **settings).start()
+        server = started(PolicyServer(policy, endpoint or lasting_endpoint(), **settings))
         servers.append(server)
         if not callable(policy):
             server.wait_ready(5)
