@@ -17,6 +17,7 @@ from torch.nn import functional
 
 # Rows for which the kernel serves. Measured on an H200 with the sizes of a 7B model: at 14 rows the four products of a
 # layer take 110 us by the kernel and 115 by cuBLAS, at one row 145 and 114, at 40 rows 198 and 117 (docs/log.md).
+# The one row was laid out otherwise then. `policy.acceleration.short_layer` serves up to as many, one included.
 FEWEST, MOST = 2, 16
 # Compute capability from which GPUs multiply bfloat16.
 _CAPABILITY = (8, 0)

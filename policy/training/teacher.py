@@ -76,10 +76,8 @@ class Teacher:
     @torch.no_grad()
     def lesson(self, prompts: PromptBatch) -> Lesson:
         """Greedy decoding that keeps all hidden states: the prompts' pass and six small ones."""
-        passes, nothing = (
-            TargetPasses(self.model, prompts, 0, self._caches, keeps_prompt=True),
-            self._no_tree(len(prompts.lengths)),
-        )
+        passes = TargetPasses(self.model, prompts, 0, self._caches, keeps_prompt=True)
+        nothing = self._no_tree(len(prompts.lengths))
         decided = torch.zeros(len(prompts.lengths), DRAFTED_DIMENSIONS, dtype=torch.int64, device=self.device)
         ids, features = [], []
         logits = passes.prefill(nothing)
