@@ -1,12 +1,12 @@
-"""Triton kernels for attention over one layer's cache; short passes turn and store their keys in the same launch.
+"""A Triton kernel for attention of a few tokens over one layer's cache, which turns and stores their keys as well.
 
 Knows queries, a cache and what may be looked at. Knows nothing of layers, nor of when it is worth while
-(`policy.acceleration.attention`).
+(`policy.acceleration.kernel_layer`).
 
-A program has one head, one row of the batch and some queries. It walks through the cache with a running softmax
-(Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"), so every sum has one fixed order. In a short
-pass one program has all of a head's queries, so it can also apply rotary positions and write the cache's new entries
-itself: such a pass is so little work for a GPU that the three or four launches which this saves cost more.
+A program has one head and one row of the batch. It walks through the cache with a running softmax (Milakov and
+Gimelshein 2018, "Online normalizer calculation for softmax"), so every sum has one fixed order. It has all of a head's
+queries, so it can also apply rotary positions and write the cache's new entries itself: a short pass is so little work
+for a GPU that the three or four launches which this saves cost more.
 """
 
 from __future__ import annotations
@@ -15,37 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-from policy.acceleration.product_kernel import LINE_BYTES, fetch_ahead, starts_early
 
 _LOG2_E = 1.4426950408889634
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-    """Attended values `[B, S, heads * D]` of any number of queries.
-
-    queries: `[B, heads, S, D]`, D a power of two. keys, values: one layer's cache, `[B, key heads, length, D]`, both
-    laid out alike. bias: `[B, 1, S, length]`, 0 where a token may look, else -inf. The last axis of each is dense.
-    """
-    batch, heads, tokens, size = queries.shape
-    attended = queries.new_empty(batch, tokens, heads * size)
-    with torch.cuda.device_of(queries):
-        _attend[triton.cdiv(tokens, 64), heads, batch](
-            queries,
-            *queries.stride()[:3],
-            *_cache(keys, values, bias, heads),
-            attended,
-            tokens,
-            _LOG2_E * size**-0.5,
-            size=size,
-            queries_at_once=64,
-            keys_at_once=64,
-            steps=triton.cdiv(keys.shape[2], 64),
-            num_warps=4,
-            num_stages=2,
-        )
-    return attended
+# Keys looked at in one step.
+_KEYS = 128
 
 
 def attend_with_new(
@@ -56,20 +29,18 @@ def attend_with_new(
     values: Tensor,
     slots: Tensor,
     bias: Tensor,
-    ahead: bool = False,
 ) -> Tensor:
     """Attended values `[B, S, heads * D]` of a few tokens, whose keys and values go to the cache first.
 
     qkv: `[B, S, (heads + 2 * key heads) * D]`, contiguous, before rotary positions. cosine, sine: `[B, 1, S, D]`,
-    contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values, bias: as for `attend`.
-    ahead: on Hopper and later, the launch overlaps with the end of the one before it, and meanwhile asks for the cache.
+    contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values: one layer's cache,
+    `[B, key heads, length, D]`, D a power of two, both laid out alike. bias: `[B, 1, S, length]`, 0 where a token may
+    look, else -inf. The last axis of each is dense.
     """
     batch, tokens, width = qkv.shape
     _, key_heads, length, size = keys.shape
     heads = width // size - 2 * key_heads
-    keys_at_once = 128 if tokens <= 16 else 64
     attended = qkv.new_empty(batch, tokens, heads * size)
-    early = ahead and starts_early(qkv.device)
     with torch.cuda.device_of(qkv):
         _attend_with_new[heads, batch](
             qkv,
@@ -83,12 +54,10 @@ def attend_with_new(
             _LOG2_E * size**-0.5,
             size=size,
             queries_at_once=max(16, triton.next_power_of_2(tokens)),
-            keys_at_once=keys_at_once,
-            steps=triton.cdiv(length, keys_at_once),
-            early=early,
+            keys_at_once=_KEYS,
+            steps=triton.cdiv(length, _KEYS),
             num_warps=4,
-            num_stages=2 if tokens <= 16 else 3,
-            **({"launch_pdl": True} if early else {}),
+            num_stages=2,
         )
     return attended
 
@@ -96,52 +65,6 @@ def attend_with_new(
 def _cache(keys: Tensor, values: Tensor, bias: Tensor, heads: int) -> tuple[Tensor | int, ...]:
     """The kernels' arguments from `keys` to `sharing`."""
     return keys, values, *keys.stride()[:3], keys.shape[2], bias, bias.stride(0), bias.stride(2), heads // keys.shape[1]
-
-
-@triton.jit
-def _attend(
-    queries,
-    query_batch_stride,
-    query_head_stride,
-    query_stride,
-    keys,
-    values,
-    batch_stride,
-    head_stride,
-    slot_stride,
-    length,
-    bias,
-    bias_batch_stride,
-    bias_stride,
-    sharing,
-    attended,
-    tokens,
-    scale,
-    size: tl.constexpr,
-    queries_at_once: tl.constexpr,
-    keys_at_once: tl.constexpr,
-    steps: tl.constexpr,
-):
-    head, heads, row = tl.program_id(1), tl.num_programs(1), tl.program_id(2)
-    token = tl.program_id(0) * queries_at_once + tl.arange(0, queries_at_once)
-    inside = tl.where(token < tokens, token, 0)  # what lies outside is read from the first token, and not written
-    feature = tl.arange(0, size)[None, :]
-    query_at = queries + row * query_batch_stride + head * query_head_stride + inside[:, None] * query_stride
-    cache = row.to(tl.int64) * batch_stride + head // sharing * head_stride
-    bias_at = bias + row * bias_batch_stride + inside[:, None] * bias_stride
-    result = _walk(
-        tl.load(query_at + feature),
-        keys + cache,
-        values + cache,
-        slot_stride,
-        length,
-        bias_at,
-        scale,
-        keys_at_once,
-        steps,
-    )
-    result_at = attended + ((row * tokens + token[:, None]) * heads + head) * size + feature
-    tl.store(result_at, result.to(attended.dtype.element_ty), mask=token[:, None] < tokens)
 
 
 @triton.jit
@@ -168,21 +91,10 @@ def _attend_with_new(
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
     steps: tl.constexpr,
-    early: tl.constexpr,
 ):
     head, heads, row = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     key_heads, key_head = heads // sharing, head // sharing
     cache = row.to(tl.int64) * batch_stride + key_head * head_stride
-    if early:
-        numbers_a_line: tl.constexpr = LINE_BYTES // (keys.dtype.element_ty.primitive_bitwidth // 8)
-        line = tl.arange(0, size // numbers_a_line if size > numbers_a_line else 1) * numbers_a_line
-        for step in range(steps):
-            place = step * keys_at_once + tl.arange(0, keys_at_once)
-            place_at = cache + tl.where(place < length, place, 0)[:, None] * slot_stride + line[None, :]
-            fetch_ahead(keys + place_at)
-            fetch_ahead(values + place_at)
-        gdc_wait()
-        gdc_launch_dependents()
     token = tl.arange(0, queries_at_once)
     live = token[:, None] < tokens
     inside = tl.where(token < tokens, token, 0)

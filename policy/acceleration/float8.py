@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGEST = torch.finfo(torch.float8_e4m3fn).max
+from policy.acceleration.rows import LARGEST, TINY, Rows
+
 CAPABILITY = (8, 9)
 # Hardware takes matrices whose sides are multiples of so many numbers.
 _SIDES = 16
-# Smallest scale, for rows of zeros.
-_TINY = 1e-12
 
 
 def check_hardware(device: torch.device) -> None:
@@ -36,7 +35,7 @@ def check_hardware(device: torch.device) -> None:
 def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers `[R, C]` as 8-bit ones and the factor of each row, float32 `[R, 1]`."""
     exact = x.float()
-    scale = (exact.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(_TINY)
+    scale = (exact.abs().amax(dim=1, keepdim=True) / LARGEST).clamp_min(TINY)
     return (exact / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
 
 
@@ -56,7 +55,7 @@ class Float8Linear(nn.Module):
             raise ValueError(f"8-bit products on a GPU give bfloat16, and this model is {layer.weight.dtype}")
         weight, scale = quantise_rows(layer.weight.detach())
         self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale.t().contiguous())
+        self.register_buffer("scale", scale.flatten())
         self.register_buffer("one", torch.ones((), device=weight.device))
 
     weight: Tensor
@@ -66,13 +65,20 @@ class Float8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `[..., in]` to outputs `[..., out]`."""
         numbers, scale = quantise_rows(x.flatten(0, -2))
-        if x.is_cuda:
-            product = torch._scaled_mm(
-                numbers, self.weight.t(), scale_a=self.one, scale_b=self.one, out_dtype=x.dtype, use_fast_accum=True
-            )
-        else:
-            product = functional.linear(numbers.float(), self.weight.float()).to(x.dtype)
+        product = self._multiply(numbers)
         return (product.float() * scale * self.scale).to(x.dtype).unflatten(0, x.shape[:-1])
+
+    def of_rows(self, x: Rows) -> Rows:
+        """The outputs of rounded inputs, with the factors that they still want."""
+        return Rows(self._multiply(x.numbers), x.of_row, self.scale)
+
+    def _multiply(self, numbers: Tensor) -> Tensor:
+        """Products of what 8 bits hold: bfloat16 by hardware, float32 where they are simulated."""
+        if not numbers.is_cuda:
+            return functional.linear(numbers.float(), self.weight.float())
+        return torch._scaled_mm(
+            numbers, self.weight.t(), scale_a=self.one, scale_b=self.one, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
 
 
 def _version(capability: tuple[int, int]) -> str:

@@ -6,7 +6,7 @@ Knows nothing of graphs (`policy.decoding.capture`) or of number formats (`polic
 Queries, keys and values are one matrix, gate and up another: three matrix products fewer a layer, and each of the rest
 is large enough to keep a GPU busy. A layer takes its part of the cache as tensors, so that one compiled layer serves
 all of them: rotary positions and the cache write, residual and norm, SiLU and product each become one kernel then.
-With kernels of our own, passes of few tokens are five launches a layer (`policy.acceleration.short_layer`).
+Instead of a compiler, kernels of our own can do what lies between the products (`policy.acceleration.kernel_layer`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from policy.acceleration.attention import SHORT, attend, attend_with_new
-from policy.acceleration.int8 import Int8Linear
-from policy.acceleration.products import MOST
-from policy.acceleration.short_layer import short_layer
+from policy.acceleration.kernel_layer import added, kernel_layer
+from policy.acceleration.rows import Rows
 from policy.decoding.cache import StaticCache
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate, taken
 
@@ -34,9 +32,9 @@ _MASK_ALIGNMENT = 16
 class FusedLayer(nn.Module):
     """One layer with the weights of a plain one, which are joined and not shared with it.
 
-    own_kernels: on a GPU, attention is made by kernels of our own, and in passes of few tokens, all of the layer; they
-    want head sizes that are powers of two, and leave others to PyTorch. The norms' weights are multiplied into those of
-    the products that follow them.
+    own_kernels: on a GPU, what lies between products is made by kernels of our own, and in passes of few tokens, all of
+    the layer; they want head sizes that are powers of two, and leave others to PyTorch. The norms' weights are
+    multiplied into those of the products that follow them.
     """
 
     def __init__(self, layer: Layer, own_kernels: bool = False) -> None:
@@ -74,28 +72,13 @@ class FusedLayer(nn.Module):
         `[B, 1]`, 0..B-1. slots: int64 `[B, S]`. bias: `[B, 1, S, length]`, 0 where a query may look, else -inf.
         wanted: tokens int64 `[B, n]` whose outputs are asked for, all unless given; the cache gets all either way.
         """
-        if self.own_kernels and x.is_cuda and x.shape[0] * x.shape[1] <= MOST:
-            x = self._short(x, cosine, sine, keys, values, slots, bias)
-            return x if wanted is None else taken(x, wanted)
         qkv = self.qkv(self.input_layernorm(x))
-        if self.own_kernels and x.is_cuda and x.shape[1] <= SHORT:
-            attended = attend_with_new(qkv, cosine, sine, keys, values, slots, bias)
-        else:
-            attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
+        attended = self._attend(qkv, cosine, sine, keys, values, rows, slots, bias)
         if wanted is not None:
             x, attended = taken(x, wanted), taken(attended, wanted)
         x = x + self.o_proj(attended)
         gate, up = self.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
         return x + self.down_proj(functional.silu(gate) * up)
-
-    def _short(
-        self, x: Tensor, cosine: Tensor, sine: Tensor, keys: Tensor, values: Tensor, slots: Tensor, bias: Tensor
-    ) -> Tensor:
-        products = self.qkv, self.o_proj, self.gate_up, self.down_proj
-        weights = [cast(Tensor, product.weight) for product in products]
-        scales = [product.scale for product in products if isinstance(product, Int8Linear)]
-        epsilon = self.input_layernorm.epsilon
-        return short_layer(x, weights, scales, epsilon, cosine, sine, keys, values, slots, bias)
 
     def _attend(
         self,
@@ -113,8 +96,6 @@ class FusedLayer(nn.Module):
         queries, new_keys = rotated.split([self.heads, self.key_value_heads], dim=1)  # [B, H, S, head size]
         keys[rows, :, slots] = new_keys.transpose(1, 2)
         values[rows, :, slots] = qkv[:, self.heads + self.key_value_heads :].transpose(1, 2)
-        if self.own_kernels and qkv.is_cuda:
-            return attend(queries, keys, values, bias)
         attended = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=bias, enable_gqa=self.grouped
         )
@@ -157,12 +138,16 @@ class FusedLanguageModel(LanguageModel):
         bias = _additive(cache.causal_mask(slots) if mask is None else mask, embeddings.dtype)
         cosine, sine = rotary_tables(positions, self.config.head_size, self.config.rotary_base, embeddings.dtype)
         rows = torch.arange(batch, device=embeddings.device)[:, None]
-        x = embeddings
+        x, pending = embeddings, cast(Rows | None, None)
         with nullcontext() if self._attention is None else sdpa_kernel(self._attention):
             for index, layer in enumerate(self.model.layers):
                 last = wanted if index == len(self.model.layers) - 1 else None
-                x = layer(x, cosine, sine, cache.keys[index], cache.values[index], rows, slots, bias, last)
-        return self.model.norm(x)
+                keys, values = cache.keys[index], cache.values[index]
+                if x.is_cuda and isinstance(layer, FusedLayer) and layer.own_kernels:
+                    x, pending = kernel_layer(layer, x, pending, cosine, sine, keys, values, slots, bias, last)
+                else:
+                    x = layer(x, cosine, sine, keys, values, rows, slots, bias, last)
+        return self.model.norm(added(x, pending))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policy.acceleration.products import MOST, product
-
 LARGEST = 127
 # Smallest scale, for rows of zeros.
 _TINY = 1e-12
@@ -42,10 +40,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `[..., in]` to outputs `[..., out]`."""
-        rows = x.flatten(0, -2)
-        if x.is_cuda and rows.shape[0] <= MOST:
-            return product(rows, self.weight, self.scale).unflatten(0, x.shape[:-1])
         if x.is_cuda:
-            # Many rows are bound by computing, at which PyTorch's products are better, the widened weight included.
+            # Many rows are bound by computing, at which PyTorch's products are better, the widened weight included;
+            # few are taken by `kernel_layer`.
             return (functional.linear(x, self.weight.to(x.dtype)).float() * self.scale).to(x.dtype)
         return (functional.linear(x.float(), self.weight.float()) * self.scale).to(x.dtype)

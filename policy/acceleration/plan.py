@@ -18,7 +18,7 @@ from policy.acceleration.float8 import Float8Linear, check_hardware
 from policy.acceleration.fused_language import FusedLanguageModel, FusedLayer
 from policy.acceleration.int8 import Int8Linear
 from policy.acceleration.patches import PatchProduct
-from policy.acceleration.products import SkinnyLinear, check_kernels
+from policy.acceleration.rows import check_kernels
 from policy.openvla.model import OpenVLA
 from policy.openvla.vision import VisionBackbone
 
@@ -44,10 +44,10 @@ class Acceleration:
     both vision towers at once, on a GPU. compiled: torch.compile for the blocks of towers and language model; the
     first pass takes a minute then. tuned: also try kernels for every matrix product, for each length anew; only for
     passes whose lengths are few. attention: the language model's kernel, PyTorch's choice unless named. kernels:
-    "skinny" for kernels of our own in the language model's passes of few tokens, on a GPU. precision: of the
-    language model's layers; "int8" for weights of 8 bits, whose products are always made by a kernel of our own;
-    "fp8" for products of 8-bit floating-point numbers, inputs rounded, too. What changes the language model's
-    layers needs them joined.
+    "skinny" for kernels of our own in the language model, on a GPU: between products, and in passes of few tokens
+    for products and attention, too; its layers are not compiled then. precision: of the language model's layers;
+    "int8" for weights of 8 bits, which always takes kernels of our own; "fp8" for products of 8-bit
+    floating-point numbers, inputs rounded, too. What changes the language model's layers needs them joined.
     """
 
     joined: bool = True
@@ -76,7 +76,7 @@ PRESETS = {
     "compiled": Acceleration(compiled=True),
     "skinny": Acceleration(compiled=True, kernels="skinny"),
     "int8": Acceleration(compiled=True, kernels="skinny", precision="int8"),
-    "fp8": Acceleration(compiled=True, precision="fp8"),
+    "fp8": Acceleration(compiled=True, kernels="skinny", precision="fp8"),
 }
 
 
@@ -94,28 +94,20 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     """
     if plan.precision == "fp8":
         check_hardware(model.device)
-    if plan.kernels == "skinny" or plan.precision == "int8":
+    own_kernels = plan.kernels == "skinny" or plan.precision == "int8"
+    if own_kernels:
         check_kernels(model.device)
     if plan.joined:
-        model.language_model = FusedLanguageModel(
-            model.language_model, _BACKENDS[plan.attention], plan.kernels == "skinny"
-        )
+        model.language_model = FusedLanguageModel(model.language_model, _BACKENDS[plan.attention], own_kernels)
         for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
             setattr(tower, "patch_embed", PatchProduct(tower.patch_embed))  # noqa: B010
-    if kind := _product_kind(plan):
+    if plan.precision != "full":
         for layer in model.language_model.model.layers:
-            _replace_products(layer, kind)
+            _replace_products(layer, {"int8": Int8Linear, "fp8": Float8Linear}[plan.precision])
     if plan.parallel_towers and model.device.type == "cuda":
         _run_towers_at_once(model.vision_backbone)
     if plan.compiled:
         _compile_blocks(model, plan.tuned)
-
-
-def _product_kind(plan: Acceleration) -> Callable[[nn.Linear], nn.Module] | None:
-    """What takes the place of the language model's linear layers, if anything."""
-    if plan.precision != "full":
-        return {"int8": Int8Linear, "fp8": Float8Linear}[plan.precision]
-    return SkinnyLinear if plan.kernels == "skinny" else None
 
 
 def _replace_products(layer: nn.Module, kind: Callable[[nn.Linear], nn.Module]) -> None:
@@ -153,7 +145,7 @@ def _compile_blocks(model: OpenVLA, tuned: bool) -> None:
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, _COMPILED_VARIANTS)
     for layer in model.language_model.model.layers:
-        if isinstance(layer, FusedLayer):
+        if isinstance(layer, FusedLayer) and not (layer.own_kernels and model.device.type == "cuda"):
             layer.compile(fullgraph=True, dynamic=not tuned, mode=mode)
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
         for block in tower.blocks:

@@ -17,10 +17,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-# Bytes that a processor fetches at once.
-LINE_BYTES = tl.constexpr(128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +57,18 @@ def multiply(
     epsilon: float | None = None,
     gated: bool = False,
     residual: Tensor | None = None,
-    ahead: int = 0,
 ) -> Tensor:
     """`x @ (scale * weight).T`, `[M, N]` in x's dtype, summed in float32; then the residual is added.
 
     x: `[M, K]`. weight: `[N, K]`, contiguous, in x's dtype or int8. scale: float32 `[N]`, a factor for each output.
     epsilon: divide by the root of each row's mean square plus this. gated: the weight has 2 N rows, and the result is
     SiLU of the first N outputs times the others. residual: `[M, N]`, contiguous.
-    ahead: on Hopper and later, the launch overlaps with the end of the one before it, and meanwhile asks for so many
-    columns of the weight; 0 waits in line. What came before must not write to the weight.
     """
     (rows, columns), wide = x.shape, weight.shape[0]
     outputs = wide // 2 if gated else wide
     y = x.new_empty(rows, outputs)
     tile = tile_for(rows, wide, weight.element_size())
     grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(wide, tile.outputs),)
-    early = ahead > 0 and starts_early(x.device)
-    lines = triton.next_power_of_2(min(ahead, columns) * weight.element_size() // LINE_BYTES.value) if early else 0
     with torch.cuda.device_of(x):
         _product[grid](
             x,
@@ -99,25 +90,10 @@ def multiply(
             gated=gated,
             added=residual is not None,
             whole_columns=columns % tile.columns == 0,
-            lines=lines,
             num_warps=tile.warps,
             num_stages=tile.stages,
-            **({"launch_pdl": True} if early else {}),
         )
     return y
-
-
-def starts_early(device: torch.device) -> bool:
-    """Whether a kernel can be launched while the one before it still runs (programmatic dependent launch)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@triton.jit
-def fetch_ahead(pointers):
-    """Ask for the memory lines that the pointers are in; nothing waits for them."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
-    )
 
 
 @triton.jit(do_not_specialize=["rows"])  # one token as many: for a single one, loads would be laid out otherwise
@@ -141,15 +117,14 @@ def _product(
     gated: tl.constexpr,
     added: tl.constexpr,
     whole_columns: tl.constexpr,
-    lines: tl.constexpr,
 ):
     # Programs that follow each other read the same part of the weight, so further rows find it in the cache.
     row_tiles = tl.cdiv(rows, tile_rows)
     row = tl.program_id(0) % row_tiles * tile_rows + tl.arange(0, tile_rows)
     tile, place = tl.program_id(0) // row_tiles, tl.arange(0, tile_outputs)
     column = tl.arange(0, tile_columns)
-    # What lies outside is read from the first row, and not written.
-    inside_row = tl.where(row < rows, row, 0)
+    # Tokens that are not there are not read: many programs that read one token's lines many times wait for each other.
+    there = row < rows
     if gated:  # half of the tile's rows are gates, the other half what they are for
         half: tl.constexpr = tile_outputs // 2
         gate = tile * half + place % half
@@ -157,24 +132,19 @@ def _product(
     else:
         output = tile * tile_outputs + place
         inside_output = tl.where(output < outputs, output, 0)
-    x_at = x + inside_row[None, :] * row_stride + column[:, None]
+    x_at = x + row[None, :] * row_stride + column[:, None]
     weight_rows = weight + inside_output[:, None].to(tl.int64) * columns
     weight_at = weight_rows + column[None, :]
-    if lines:
-        line = tl.minimum(tl.arange(0, lines) * (LINE_BYTES // (weight.dtype.element_ty.primitive_bitwidth // 8)),
-                          columns - 1)  # fmt: skip
-        fetch_ahead(weight_rows + line[None, :])
-        gdc_wait()
-        gdc_launch_dependents()
     total = tl.zeros((tile_outputs, tile_rows), tl.float32)
     squares = tl.zeros((tile_columns, tile_rows), tl.float32)
     for step in range(steps):
         start = step * tile_columns
         if whole_columns:
-            numbers, factors = tl.load(x_at + start), tl.load(weight_at + start)
+            numbers = tl.load(x_at + start, mask=there[None, :], other=0.0)
+            factors = tl.load(weight_at + start)
         else:
             inside = start + column < columns
-            numbers = tl.load(x_at + start, mask=inside[:, None], other=0.0)
+            numbers = tl.load(x_at + start, mask=inside[:, None] & there[None, :], other=0.0)
             factors = tl.load(weight_at + start, mask=inside[None, :], other=0.0)
         total = tl.dot(factors.to(numbers.dtype), numbers, total)
         if normed:
@@ -192,7 +162,7 @@ def _product(
         output = tile * half + tl.arange(0, half)
     else:
         result = total
-    inside_both = (row[None, :] < rows) & (output[:, None] < outputs)
+    inside_both = there[None, :] & (output[:, None] < outputs)
     result_at = row[None, :] * outputs + output[:, None]
     if added:
         before = tl.load(residual + result_at, mask=inside_both, other=0.0).to(tl.float32)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policy.acceleration.float8 import CAPABILITY, LARGEST, Float8Linear, check_hardware, quantise_rows
+from policy.acceleration.float8 import CAPABILITY, Float8Linear, check_hardware, quantise_rows
 from policy.acceleration.patches import PatchProduct
 from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate, preset
+from policy.acceleration.rows import LARGEST
 from policy.benchmark.passes import random_model
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.cache import StaticCache
@@ -202,9 +203,10 @@ def greedy_on_gpu(model: OpenVLA) -> list[Tensor]:
         Acceleration(compiled=True),
         Acceleration(kernels="skinny"),
         Acceleration(compiled=True, kernels="skinny"),
-        Acceleration(kernels="skinny", precision="int8"),
+        Acceleration(precision="int8"),
+        Acceleration(kernels="skinny", precision="fp8"),
     ],
-    ids=["joined", "math", "compiled", "skinny", "skinny compiled", "int8"],
+    ids=["joined", "math", "compiled", "skinny", "skinny compiled", "int8", "fp8"],
 )
 def test_graphs_of_an_arranged_network_on_a_gpu(small_config: OpenVLAConfig, plan: Acceleration) -> None:
     """Twice, so that graphs are first recorded and then replayed; the first step, before near-ties can part ways."""
@@ -214,7 +216,7 @@ def test_graphs_of_an_arranged_network_on_a_gpu(small_config: OpenVLAConfig, pla
     capture_passes(model)
     for _ in range(2):
         got = greedy_on_gpu(model)[0]
-        assert (got - want).norm() / want.norm() < 0.02
+        assert (got - want).norm() / want.norm() < (0.1 if plan.precision == "fp8" else 0.02)
 
 
 @needs_gpu

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policy.acceleration import products
 from policy.acceleration.int8 import Int8Linear, quantise_rows
-from policy.acceleration.products import MOST, SkinnyLinear, check_kernels, product
 
 CUDA = torch.cuda.is_available()
 # The interpreter has no bfloat16.
@@ -79,29 +77,6 @@ def test_norms_gates_and_residuals_are_part_of_a_product(
     assert error(multiply(x, whole, scale, epsilon=0.5, gated=True), gated) < 3 * ROUNDING
 
 
-@pytest.mark.skipif(not CUDA or torch.cuda.get_device_capability() < (9, 0), reason="needs Hopper")
-def test_launches_that_overlap_give_the_same_bits(multiply: Multiply) -> None:
-    """Each reads what the one before writes, in a graph and out of it."""
-    first, second = numbers(4096, 1024) / 32, numbers(1024, 4096) / 64
-    x = numbers(14, 1024)
-
-    def chain(ahead: int) -> Tensor:
-        y = x
-        for _ in range(20):
-            y = multiply(multiply(y, first, epsilon=1e-6, ahead=ahead), second, residual=y, ahead=ahead)
-        return y
-
-    want = chain(0)
-    assert torch.equal(chain(512), want)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        found = chain(512)
-    for _ in range(10):
-        found.zero_()
-        graph.replay()
-        assert torch.equal(found, want)
-
-
 def test_rows_may_lie_apart_and_do_not_touch_each_other(multiply: Multiply) -> None:
     spread, weight = numbers(14, 2, 256), numbers(64, 256)
     alone = multiply(spread[:, 1].contiguous(), weight, None)
@@ -119,50 +94,28 @@ def test_rounding_to_whole_numbers_is_off_by_half_a_step_at_most() -> None:
 
 
 @torch.inference_mode()
-def test_layers_give_what_the_plain_one_does() -> None:
+def test_a_layer_of_whole_numbers_is_near_the_plain_one() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(256, 96, bias=False)
-    for shape in ((1, 1, 256), (2, 20, 256), (1, MOST + 1, 256)):
+    for shape in ((1, 1, 256), (2, 20, 256)):
         x = torch.randn(shape)
-        assert torch.equal(SkinnyLinear(layer)(x), layer(x))
         found = Int8Linear(layer)(x)
         assert found.shape == layer(x).shape
         assert 1e-4 < error(found, layer(x).double()) < 0.02
 
 
-def test_the_compiler_knows_the_shape_of_a_product() -> None:
-    x, weight = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((14, 256), (96, 256)))
-    found = product(x, weight, None)
-    assert (found.shape, found.dtype, found.device.type) == ((14, 96), torch.bfloat16, "meta")
-
-
-def test_kernels_refuse_what_they_cannot_run_on(monkeypatch) -> None:
-    check_kernels(torch.device("cpu"))
-    monkeypatch.setattr(products, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="install the package triton, or use the kernels 'torch'"):
-        check_kernels(torch.device("cuda"))
-    monkeypatch.setattr(products, "find_spec", lambda name: name)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
-    with pytest.raises(ValueError, match=r"8\.0 or later .* and T4 has 7\.5; use the kernels 'torch'"):
-        check_kernels(torch.device("cuda"))
-
-
 @pytest.mark.skipif(not CUDA, reason="needs a GPU")
 @torch.inference_mode()
-def test_layers_in_a_graph_on_a_gpu() -> None:
+def test_products_in_a_graph_on_a_gpu(multiply: Multiply) -> None:
     """Replayed with other inputs; twice the same numbers to the last bit."""
-    torch.manual_seed(0)
-    layer = nn.Linear(4096, 1024, bias=False).to(DEVICE, DTYPE)
-    for kind in (SkinnyLinear, Int8Linear):
-        arranged, x = kind(layer), numbers(14, 4096)
-        arranged(x)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = arranged(x)
-        x.normal_()
-        graph.replay()
-        first = y.clone()
-        graph.replay()
-        assert torch.equal(first, y)
-        assert error(y, x.double() @ layer.weight.double().t()) < 0.02
+    weight, x = numbers(1024, 4096) / 64, numbers(14, 4096)
+    multiply(x, weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = multiply(x, weight)
+    x.normal_()
+    graph.replay()
+    first = y.clone()
+    graph.replay()
+    assert torch.equal(first, y)
+    assert error(y, x.double() @ weight.double().t()) < 0.02

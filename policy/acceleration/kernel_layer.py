@@ -1,0 +1,117 @@
+"""A layer of the language model by kernels of our own around, or in place of, the libraries' matrix products.
+
+Knows the order of a Llama layer's steps. Knows nothing of the kernels' inside, which need Triton, so they are imported
+where they run.
+
+A pass of few tokens takes as long as the layer's weights take to be read, if nothing interrupts the reading: it is
+five launches, in which norms, SiLU and residuals are parts of the products next to them. In longer passes the
+libraries' products are faster than ours, and what lies between two of them is one launch each.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from policy.acceleration.float8 import Float8Linear
+from policy.acceleration.int8 import Int8Linear
+from policy.acceleration.rows import Rows
+from policy.openvla.language_model import taken
+
+if TYPE_CHECKING:
+    from policy.acceleration.fused_language import FusedLayer
+
+# Tokens, over the whole batch, up to which a pass is a short one. On an H200 with the sizes of a 7B model a layer takes
+# 126 us by five launches and 145 compiled at 14 tokens, 122 and 133 at one; the four products alone take 112 us against
+# 111 at 14 tokens, and 198 against 117 at 40 (docs/log.md).
+SHORT = 16
+
+
+def kernel_layer(
+    layer: FusedLayer,
+    x: Tensor,
+    pending: Rows | None,
+    cosine: Tensor,
+    sine: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    bias: Tensor,
+    wanted: Tensor | None = None,
+) -> tuple[Tensor, Rows | None]:
+    """Inputs `[B, S, width]`, to which `pending` is still to be added, to outputs of that kind; writes to the cache.
+
+    The other arguments are those of `FusedLayer.forward`.
+    """
+    rounded = isinstance(layer.qkv, Float8Linear)
+    if not rounded and x.shape[0] * x.shape[1] <= SHORT:
+        x = short_layer(layer, added(x, pending), cosine, sine, keys, values, slots, bias)
+        return (x if wanted is None else taken(x, wanted)), None
+    return long_layer(layer, x, pending, cosine, sine, keys, values, slots, bias, wanted)
+
+
+def short_layer(
+    layer: FusedLayer,
+    x: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """Outputs `[B, S, width]` of inputs `[B, S, width]` in five launches."""
+    from policy.acceleration.attention_kernel import attend_with_new
+    from policy.acceleration.product_kernel import multiply
+
+    batch, tokens, _ = x.shape
+    rows, epsilon = x.contiguous().flatten(0, 1), layer.input_layernorm.epsilon
+    qkv = multiply(rows, *_weight(layer.qkv), epsilon=epsilon).view(batch, tokens, -1)
+    attended = attend_with_new(qkv, cosine.contiguous(), sine.contiguous(), keys, values, slots.contiguous(), bias)
+    rows = multiply(attended.flatten(0, 1), *_weight(layer.o_proj), residual=rows)
+    gated = multiply(rows, *_weight(layer.gate_up), epsilon=epsilon, gated=True)
+    return multiply(gated, *_weight(layer.down_proj), residual=rows).view_as(x)
+
+
+def long_layer(
+    layer: FusedLayer,
+    x: Tensor,
+    pending: Rows | None,
+    cosine: Tensor,
+    sine: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    slots: Tensor,
+    bias: Tensor,
+    wanted: Tensor | None = None,
+) -> tuple[Tensor, Rows]:
+    """As `kernel_layer`, for passes of any length; what the last product gives is left to be added."""
+    from policy.acceleration.row_kernels import add_and_norm, gate, round_rows, turn_and_store
+
+    rounded, epsilon, batch = isinstance(layer.qkv, Float8Linear), layer.input_layernorm.epsilon, x.shape[0]
+    rows, normed = add_and_norm(x.flatten(0, 1), pending, epsilon, rounded)
+    queries = turn_and_store(_product(layer.qkv, normed), cosine, sine, keys, values, slots, x.dtype)
+    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=layer.grouped)
+    attended = attended.transpose(1, 2).flatten(2)
+    if wanted is not None:
+        attended, rows = taken(attended, wanted), taken(rows.view_as(x), wanted).flatten(0, 1)
+    attended = attended.flatten(0, 1)
+    output = _product(layer.o_proj, round_rows(attended) if rounded else Rows(attended))
+    rows, normed = add_and_norm(rows, output, epsilon, rounded)
+    gated = gate(_product(layer.gate_up, normed), rounded)
+    return rows.unflatten(0, (batch, -1)), _product(layer.down_proj, gated)
+
+
+def added(x: Tensor, pending: Rows | None) -> Tensor:
+    """Numbers `[B, S, width]` after what is still to be added to them."""
+    return x if pending is None else x + pending.multiplied(x.dtype).view_as(x)
+
+
+def _product(layer: nn.Module, x: Rows) -> Rows:
+    return layer.of_rows(x) if isinstance(layer, Float8Linear) else Rows(layer(x.numbers))
+
+
+def _weight(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    return cast(Tensor, layer.weight), layer.scale if isinstance(layer, Int8Linear) else None
