@@ -95,7 +95,8 @@ class Policy:
         if acceleration.precision != "full":
             spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
         recorder = GraphRecorder if capture and place.type == "cuda" else None
-        policy = cls(model, prompter, datasets[key], settings, spec, recorder() if recorder else None)
+        record = recorder() if recorder else None
+        policy = cls(model, prompter, datasets[key], settings, spec, record, acceleration.compiled)
         if decoding is not None:
             material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
             policy.decode_with(decoding.build(material))
@@ -116,11 +117,12 @@ class Policy:
         settings: PreprocessorSettings,
         spec: PolicySpec,
         record: Record | None = None,
+        compiled: bool = False,
     ) -> None:
         """Put a policy together from parts at hand, e.g. a model in training; neither warmed nor tested.
 
         record: how plain decoding and the arithmetic on pictures that a GPU does are recorded; they run launch by
-        launch unless given.
+        launch unless given. compiled: that arithmetic is compiled for the usual frame.
         Raises ValueError for statistics of another number of action dimensions than 7.
         """
         if len(statistics.q01) != ACTION_DIMENSIONS:
@@ -133,7 +135,8 @@ class Policy:
         self._settings = settings
         self._spec = spec
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
-        self._device_pixels = _device_pixels(settings, model.device, record) if model.device.type == "cuda" else None
+        on_gpu = model.device.type == "cuda"
+        self._device_pixels = _device_pixels(settings, model.device, record, compiled) if on_gpu else None
         self._decoder: ActionDecoder | None = AutoregressiveDecoder(model, record)
         # On the host a frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
@@ -289,14 +292,16 @@ def describe_policy(
 
 @torch.inference_mode()
 def _device_pixels(
-    settings: PreprocessorSettings, device: torch.device, record: Record | None
+    settings: PreprocessorSettings, device: torch.device, record: Record | None, compiled: bool = False
 ) -> Callable[..., torch.Tensor] | None:
     """The arithmetic on pictures on a device, or None (and a warning) where it does not give the host's very pixels."""
-    pixels = captured(DevicePixels(settings, device), record)
     frame = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-    found = pixels((to_device(uploaded(frame)[None], device),))[0]
-    if np.array_equal(found.cpu().numpy(), pixel_values(frame, "libero", settings)):
-        return pixels
+    expected = pixel_values(frame, "libero", settings)
+    plain = DevicePixels(settings, device)
+    for way in (plain.compiled(), plain) if compiled else (plain,):
+        pixels = captured(way, record)
+        if np.array_equal(pixels((to_device(uploaded(frame)[None], device),))[0].cpu().numpy(), expected):
+            return pixels
     warnings.warn(f"pictures made on {device} differ from the host's; the host makes them", stacklevel=2)
     return None
 

@@ -24,7 +24,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
 from rich.table import Table
 
-from policy.acceleration.plan import AS_LOADED, Acceleration, Attention, Kernels, Precision
+from policy.acceleration.plan import AS_LOADED, Attention, Precision, fastest, preset
 from policy.benchmark.control_steps import STAGES, Steps, compared, measure_steps, row_of
 from policy.benchmark.cost import Machine, StepCost
 from policy.benchmark.machine import measure_machine
@@ -51,8 +51,9 @@ COLUMNS = (
 
 def arrangements(chosen: Namespace) -> dict[str, Arrangement]:
     """The table's rows by name, from the baseline to the fastest."""
-    fast = Acceleration(compiled=chosen.compiled, attention=chosen.attention, kernels=chosen.kernels)
-    int8, float8 = replace(fast, kernels="skinny", precision="int8"), replace(fast, precision="fp8")
+    name = fastest(choose_device(chosen.device)) if chosen.acceleration == "auto" else chosen.acceleration
+    fast = replace(preset(name), attention=chosen.attention)
+    int8, float8 = replace(fast, precision="int8"), replace(fast, precision="fp8")
     rows = (
         Arrangement(EAGER, TRANSFORMERS, AS_LOADED, capture=False),
         Arrangement("plain eager", "autoregressive", AS_LOADED, capture=False),
@@ -77,8 +78,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--rows", nargs="*", type=str, default=None, help="rows to measure, all unless given")
     parser.add_argument("--passes", nargs="*", type=str, default=[], help='single passes to time by name, or "all"')
-    parser.add_argument("--compiled", type=bool, default=False, help="compile blocks in the rows with graphs")
-    parser.add_argument("--kernels", type=Kernels, default="torch", help="of short passes in the rows with graphs")
+    parser.add_argument(
+        "--acceleration", type=str, default="auto", help="of the rows with graphs: auto, joined, compiled or skinny"
+    )
     parser.add_argument("--attention", type=Attention, default="auto", help="kernel in the rows with graphs")
     parser.add_argument("--episodes", type=int, default=5, help="demonstrations to use, the first for warming")
     parser.add_argument("--steps", type=int, default=80, help="most frames of each")
@@ -91,7 +93,10 @@ def make_parser() -> ArgumentParser:
 def main() -> int:
     parser, console = make_parser(), Console()
     chosen = parser.parse_args()
-    rows = arrangements(chosen)
+    try:
+        rows = arrangements(chosen)
+    except ValueError as error:
+        parser.error(str(error))
     names = list(rows) if chosen.rows is None else chosen.rows
     passes = list(ARRANGEMENTS) if chosen.passes == ["all"] else chosen.passes
     if unknown := sorted((set(names) - set(rows)) | (set(passes) - set(ARRANGEMENTS))):

@@ -87,6 +87,17 @@ def preset(name: str) -> Acceleration:
     return PRESETS[name]
 
 
+def fastest(device: torch.device) -> str:
+    """The name of what does most on a device without changing the numbers it computes with."""
+    if device.type != "cuda":
+        return "joined"
+    try:
+        check_kernels(device)
+    except ValueError:
+        return "compiled"
+    return "skinny"
+
+
 def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     """Arrange the model in place, for inference only; before graphs are recorded.
 

@@ -105,7 +105,8 @@ class Subject:
         spec = describe_policy(self.directory.name, checkpoint_hash(self.directory), key, "auto", model, prompter)
         statistics = self.statistics()
         settings, recorder = PreprocessorSettings.load(self.directory), GraphRecorder if capture else None
-        policy = Policy(model, prompter, statistics, settings, spec, recorder() if recorder else None)
+        record, compiled = recorder() if recorder else None, arrangement.acceleration.compiled
+        policy = Policy(model, prompter, statistics, settings, spec, record, compiled)
         if arrangement.decoding == TRANSFORMERS:
             policy.decode_with(TransformersDecoder(model))
         else:

@@ -7,6 +7,8 @@ differently, and the pixels are the same to the last bit. JPEG's own arithmetic 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -41,6 +43,20 @@ class DevicePixels:
         cropped = (self._blended(columns, 1) * 255.5).to(torch.uint8)
         levels = cropped.permute(0, 3, 1, 2).long()  # [B, 3, 224, 224]
         return self._tables[self._channels, levels.repeat(1, len(self._tables) // 3, 1, 1)]
+
+    def compiled(self, shape: tuple[int, int] = (256, 256)) -> Callable[[Tensor], Tensor]:
+        """The same with code compiled for one frame of this height and width, which takes some 15 s at the first call;
+        other numbers and sizes of frames are not worth a stall, and go the usual way. Each operation rounds as it does
+        alone.
+        """
+        for source in shape:
+            self._lanczos(source)
+        alone = torch.compile(self.__call__, dynamic=False, options={"emulate_precision_casts": True})
+
+        def pixels(frames: Tensor) -> Tensor:
+            return alone(frames) if frames.shape[:3] == (1, *shape) else self(frames)
+
+        return pixels
 
     def _lanczos(self, source: int) -> tuple[Tensor, Tensor]:
         """Source rows int64 `[taps, 224]` and weights float32 `[taps, 224]`."""

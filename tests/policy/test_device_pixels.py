@@ -43,3 +43,14 @@ def test_pixels_are_the_hosts_to_the_last_bit(device: str, size: tuple[int, int]
     expected = np.stack([pixel_values(frame, "libero") for frame in frames])
     assert pixels.dtype == torch.float32
     np.testing.assert_array_equal(pixels.cpu().numpy(), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_compiled_pixels_are_the_hosts_to_the_last_bit() -> None:
+    pixels = DevicePixels(DEFAULT_SETTINGS, torch.device("cuda")).compiled()
+    frames = some_frames((256, 256))
+    for frame in frames:
+        found = pixels(torch.from_numpy(uploaded(frame)[None].copy()).cuda())
+        np.testing.assert_array_equal(found[0].cpu().numpy(), pixel_values(frame, "libero"))
+    pair = pixels(torch.from_numpy(np.stack([uploaded(frame) for frame in frames[:2]])).cuda())
+    np.testing.assert_array_equal(pair[1].cpu().numpy(), pixel_values(frames[1], "libero"))
