@@ -29,7 +29,7 @@ class ServedPolicy(Protocol):
     """A policy that keeps several conversations apart by name.
 
     `act_batch(observations, sessions)`, where it has one, is given all waiting observations at
-    once, each of another session.
+    once, each of another session. `rest()`, where it has one, is called when nobody has asked for a while.
     """
 
     @property
@@ -41,6 +41,10 @@ class ServedPolicy(Protocol):
 
     def close(self) -> None: ...
 
+
+# Seconds without a request after which a policy may rest. Less than between two requests of a robot, more than between
+# those of simulators that stand in a row.
+_QUIET = 0.001
 
 ReportState = Callable[[str], None]
 PolicyLoader = Callable[[ReportState], ServedPolicy]
@@ -81,7 +85,7 @@ class PolicyWorker(threading.Thread):
             self._enter(ServerState.FAILED)
             return
         self._enter(ServerState.READY)
-        while (jobs := self._batches.get()) is not None:
+        while (jobs := self._next(policy)) is not None:
             self.busy_since = time.monotonic()
             self.state = ServerState.BUSY
             outcomes = self._run_batch(policy, jobs)
@@ -92,6 +96,15 @@ class PolicyWorker(threading.Thread):
             policy.close()
         except Exception:
             log.exception("the policy did not close cleanly")
+
+    def _next(self, policy: ServedPolicy) -> list[Job] | None:
+        rest = getattr(policy, "rest", None)
+        if rest is not None:
+            try:
+                return self._batches.get(timeout=_QUIET)
+            except queue.Empty:
+                _rest(rest)
+        return self._batches.get()
 
     def _report(self, state: str) -> None:
         # A loader may name finer steps than clients need to tell apart; ready is for this thread to say.
@@ -108,6 +121,13 @@ class PolicyWorker(threading.Thread):
         acts = [job for job in jobs if isinstance(job.request, Act)]
         outcomes = [_reset(policy, job) for job in jobs if not isinstance(job.request, Act)]
         return outcomes + _act(policy, acts)
+
+
+def _rest(rest: Callable[[], None]) -> None:
+    try:
+        rest()
+    except Exception:  # what goes wrong for good goes wrong in an action, too, and is told there
+        log.exception("the policy could not rest")
 
 
 def _reset(policy: ServedPolicy, job: Job) -> Outcome:

@@ -47,6 +47,9 @@ class FollowingPolicy:
             self._renew()
         return self._policy.act_batch(observations, sessions)
 
+    def rest(self) -> None:
+        self._policy.rest()
+
     def close(self) -> None:
         self._policy.close()
 

@@ -206,6 +206,11 @@ class Policy:
             for row, row_ids, trace in zip(values, ids, traces, strict=True)
         ]
 
+    @torch.inference_mode()
+    def rest(self) -> None:
+        """Nobody waits for an action: learn from the last ones, which the next action would else do first."""
+        self._running_decoder().study()
+
     def warm(self) -> None:
         """Run one action, so that the first real one does not pay for lazy initialisation."""
         self.act(Observation(_plain_frame(127), _PROBE_INSTRUCTION))

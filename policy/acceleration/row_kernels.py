@@ -63,7 +63,7 @@ def gate(both: Rows, rounded: bool) -> Rows:
             scaled=both.of_row is not None,
             rounded=rounded,
             block=block,
-            num_warps=16 if rounded else 4,
+            num_warps=32 if rounded else 4,
         )
     return Rows(gated, factors if rounded else None)
 

@@ -72,6 +72,7 @@ def _play(policy: Policy, episode: Episode) -> list[tuple[float, dict[str, float
         began = time.perf_counter()
         action = policy.act(observation, episode.name)  # its tokens are on the host, so nothing is still running
         milliseconds = 1e3 * (time.perf_counter() - began)
+        policy.rest()  # as a server's policy does while the robot moves
         steps.append((milliseconds, action.trace.stage_ms, action.trace.target_passes, action.tokens.tolist()))
     policy.reset(episode.name)
     return steps

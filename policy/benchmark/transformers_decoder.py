@@ -65,6 +65,9 @@ class TransformersDecoder:
     def look(self, sight: Sight) -> None:
         """Nobody drafts, so there is nothing to begin with."""
 
+    def study(self) -> None:
+        """Nothing is learned."""
+
 
 def _llama(model: OpenVLA) -> LlamaForCausalLM:
     text = model.config.language

@@ -54,6 +54,9 @@ class AutoregressiveDecoder:
     def look(self, sight: Sight) -> None:
         """Nobody drafts, so there is nothing to begin with."""
 
+    def study(self) -> None:
+        """Nothing is learned."""
+
     def rehearse(self, prompts: PromptBatch) -> None:
         """Run every pass that an action of prompts of these shapes may need, so that none is recorded later on."""
         self.decode(prompts, (), Stopwatch(self.model.device))

@@ -48,6 +48,9 @@ class ActionDecoder(Protocol):
     def look(self, sight: Sight) -> None:
         """Drafters that look for themselves may begin, while the target looks, too. May be left out before `decode`."""
 
+    def study(self) -> None:
+        """Learn from the last actions, now that nobody waits; left out, the next `decode` does it first."""
+
 
 @dataclass(frozen=True, slots=True)
 class DecodingConfig:

@@ -51,6 +51,7 @@ class Runner:
         prompts = PromptBatch.embed(model, [episode.prompt], features, sight)
         ids, traces = self.decoder.decode(prompts, [episode.name], stopwatch)
         self.milliseconds.append(1e3 * (time.perf_counter() - began))
+        self.decoder.study()  # as a server's policy does while the robot moves
         self.traces += traces
         self.stages.append(stopwatch.stage_ms)
         return ids[0].numpy()

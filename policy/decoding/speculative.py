@@ -106,7 +106,7 @@ class SpeculativeDecoder:
     def _widths(self, nodes: int) -> set[int]:
         """Of all padded trees of up to so many nodes, or of the chain of a whole action."""
         most = max(nodes, DRAFTED_DIMENSIONS)
-        return {min(width, self._most_nodes) for width in range(0, most + _WIDTHS, _WIDTHS)}
+        return {min(width, most) for width in range(0, most + _WIDTHS, _WIDTHS)}
 
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""
@@ -145,7 +145,7 @@ class SpeculativeDecoder:
         if len(set(sessions)) < len(sessions):
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
         memories = [self._memories.setdefault(name, EpisodeMemory()) for name in sessions]
-        self._study()
+        self.study()
         state = AcceptanceState.stack([memory.state for memory in memories])
         desk = self._passes.lay(prompts, [memory.picture for memory in memories], state)
         looking = self._looked(prompts)
@@ -155,14 +155,15 @@ class SpeculativeDecoder:
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
         progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
         head = None if self._head is None else HeadTail(self._head, desk)
-        found = self._passes.prefill(desk, drafts, self._width(drafts))
+        found = self._passes.prefill(desk, drafts, _width(drafts, self._placement.nodes))
         _take(progress, drafts, found)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
             if head is not None:
                 head.follow(progress, claims)
             drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
-            found = self._passes.extend(desk, [action.ids for action in progress], drafts, self._width(drafts))
+            width = _width(drafts, self._placement.tail_nodes)
+            found = self._passes.extend(desk, [action.ids for action in progress], drafts, width)
             _take(progress, drafts, found)
         traces = self._conclude(progress, memories, found)
         self._lessons.append(_Lesson(contexts, progress, proposals, claims, memories, found.still))
@@ -171,8 +172,10 @@ class SpeculativeDecoder:
         stopwatch.lap("decode")
         return torch.tensor([action.ids for action in progress]), traces
 
-    def _study(self) -> None:
-        """Let drafters and placement learn from the last actions, now that the robot has them and a GPU is busy."""
+    def study(self) -> None:
+        """Let drafters and placement learn from the last actions, which the robot has by now. About 1 ms on the host:
+        best while nobody waits, else while the GPU looks at the next frame.
+        """
         for lesson in self._lessons:
             emitted = torch.tensor([action.bins for action in lesson.progress])
             deviation = emitted - torch.tensor([action.choices for action in lesson.progress])
@@ -244,11 +247,6 @@ class SpeculativeDecoder:
             guess = np.where(guess == UNKNOWN, proposal, guess)
         return guess
 
-    def _width(self, drafts: list[Draft]) -> int:
-        """Nodes that the largest of several trees has, rounded up so that passes come in few shapes."""
-        largest = max(len(draft.tokens) for draft in drafts)
-        return min(-(-largest // _WIDTHS) * _WIDTHS, self._most_nodes)
-
     def _conclude(
         self, progress: list[ActionProgress], memories: list[EpisodeMemory], found: Verification
     ) -> list[DecodeTrace]:
@@ -260,6 +258,12 @@ class SpeculativeDecoder:
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))
             for action, row in zip(progress, found.forced, strict=True)
         ]
+
+
+def _width(drafts: list[Draft], nodes: int) -> int:
+    """Nodes that the largest of several trees of up to so many has, rounded up so that passes come in few shapes."""
+    largest = max(len(draft.tokens) for draft in drafts)
+    return min(-(-largest // _WIDTHS) * _WIDTHS, max(nodes, DRAFTED_DIMENSIONS))
 
 
 def _take(progress: list[ActionProgress], drafts: list[Draft], found: Verification) -> None:

@@ -51,6 +51,31 @@ def wait_until(condition, timeout_s: float = 5.0) -> None:
         time.sleep(0.005)
 
 
+class RestingPolicy(FakePolicy):
+    """Notes when it may rest, and fails at it if told to."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__()
+        self.rests, self._fails = 0, fails
+
+    def rest(self) -> None:
+        self.rests += 1
+        if self._fails:
+            raise RuntimeError("no rest")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_policy_rests_once_after_its_last_answer(serve, connect, fails: bool, caplog):
+    policy = RestingPolicy(fails)
+    client = connect(serve(policy))
+    wait_until(lambda: policy.rests == 1)  # loading is over, too
+    for answered in (1, 2):
+        client.send_frames(*act_frames(client.stamp()))
+        assert isinstance(client.receive(), ActionReply)
+        wait_until(lambda answered=answered: policy.rests == 1 + answered)
+    assert ("the policy could not rest" in caplog.text) == fails
+
+
 def test_every_reply_echoes_its_request(serve, connect):
     client = connect(serve(FakePolicy()), greet=False)
     odd = {"captured_at": -1e9, "session": "odd"}  # a clock is opaque: any number comes back as it went

@@ -76,3 +76,14 @@ def test_through_the_bridge(policy: Policy) -> None:
             first.reset()
             assert not previous_was_drafted(first.act(frame(0)))
             assert previous_was_drafted(second.act(frame(1)))
+
+
+def test_learning_while_nobody_waits_changes_no_action(policy: Policy, acting_checkpoint: Path) -> None:
+    resting = Policy.load(acting_checkpoint, device="cpu", dtype="float32", decoding=CONFIG)
+    for seed in (0, 0, 1, 0):
+        act, want = resting.act(frame(seed)), policy.act(frame(seed))
+        resting.rest()
+        resting.rest()
+        assert act.tokens.tolist() == want.tokens.tolist()
+        assert act.trace.sources == want.trace.sources
+    resting.close()
