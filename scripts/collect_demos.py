@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--driver-endpoint", type=str, default="", help="policy server that takes turns with the expert"
     )
+    parser.add_argument("--driver-alone", type=bool, default=False, help="it drives whole episodes, undisturbed")
     parser.add_argument("--expert-share", type=float, default=0.0, help="of those, episodes the expert drives alone")
     parser.add_argument("--emphasis", type=float, default=0.0, help="missed tasks get up to 1 + this as many")
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
@@ -45,6 +46,7 @@ def main() -> None:
             noise=chosen.noise,
             noisy_fraction=chosen.noisy_fraction,
             driver_endpoint=chosen.driver_endpoint,
+            driver_alone=chosen.driver_alone,
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
             frames=chosen.frames,

@@ -31,6 +31,7 @@ class CollectionConfig:
     episodes: attempts per task, with the seeds from first_seed on; the expert's failures are counted but not stored.
     noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
     driver_endpoint: policy server that drives in turn with the expert (dataset aggregation), "" for the expert alone.
+    driver_alone: it drives whole episodes, undisturbed and up to the step limit: what it sees when nobody helps.
     expert_share: of the episodes, that the expert drives alone even so.
     emphasis: tasks that are missed often get up to 1 + emphasis times as many episodes, while time lasts.
     frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
@@ -51,6 +52,7 @@ class CollectionConfig:
     noise: float = 0.25
     noisy_fraction: float = 0.75
     driver_endpoint: str = ""
+    driver_alone: bool = False
     expert_share: float = 0.0
     emphasis: float = 0.0
     frames: bool = True
@@ -80,6 +82,8 @@ class CollectionConfig:
             )
         if min((*self.render_devices, *self.mesh_cells), default=0) < 0:
             raise ValueError(f"devices and cells must not be negative, got {self.render_devices} and {self.mesh_cells}")
+        if self.driver_alone and not self.driver_endpoint:
+            raise ValueError("driver_alone needs a policy server that drives; name it with driver_endpoint")
         if self.time_limit < 0.0:
             raise ValueError(f"time_limit must be seconds, or 0 for none, got {self.time_limit}")
 
@@ -92,8 +96,17 @@ class CollectionConfig:
         """How the worker of this number records."""
         device = self.render_devices[worker % len(self.render_devices)] if self.render_devices else None
         cell = self.mesh_cells[worker % len(self.mesh_cells)] if self.mesh_cells else 0.0
+        alone = self.driver_alone
         return Recording(
-            self.output, self.noise, self.noisy_fraction, self.frames, device, cell, self.stride, self.driven_limit
+            self.output,
+            noise=0.0 if alone else self.noise,
+            noisy_fraction=self.noisy_fraction,
+            frames=self.frames,
+            render_device=device,
+            mesh_cell=cell,
+            stride=self.stride,
+            driven_limit=1.0 if alone else self.driven_limit,
+            driver_alone=alone,
         )
 
     def items(self) -> list[Item]:

@@ -32,6 +32,25 @@ class Stretches:
             )
 
 
+class LoneDriver:
+    """A policy that drives whole episodes, as it does when nobody helps. Call `reset` before every episode."""
+
+    def __init__(self, policy: ActionPolicy) -> None:
+        self._policy = policy
+
+    @property
+    def name(self) -> str:
+        return self._policy.spec.policy_id
+
+    def reset(self, seed: int) -> None:
+        """A new episode."""
+        self._policy.reset()
+
+    def __call__(self, observation: Observation, label: np.ndarray) -> np.ndarray:
+        """The policy's action for this observation; the label is not looked at."""
+        return self._policy.act(observation).values
+
+
 class AlternatingDriver:
     """Dataset aggregation (DAgger, Ross et al. 2011): states that the policy brings about, labelled by the expert.
 

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from policy.training.demonstrations import demonstration_name
-from sim.driving import AlternatingDriver
+from sim.driving import AlternatingDriver, LoneDriver
 from sim.noise import BurstNoise
 from sim.schedule import Item
 from sim.threads import single_threaded_children
@@ -43,6 +43,7 @@ class Recording:
     stride: of the episodes that the expert drives alone, one control step in so many is kept.
     driven_limit: share of the task's step limit after which an episode that a policy helps to drive ends.
     mesh_cell: metres to which meshes are simplified, 0 for not at all.
+    driver_alone: the policy drives whole episodes instead of in turn with the expert.
     """
 
     output: Path
@@ -53,11 +54,12 @@ class Recording:
     mesh_cell: float = 0.0
     stride: int = 1
     driven_limit: float = 1.0
+    driver_alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """One episode to record. driver_endpoint: policy server that takes turns with the expert, "" for it alone."""
+    """One episode to record. driver_endpoint: policy server that drives, "" for the expert alone."""
 
     item: Item
     driver_endpoint: str = ""
@@ -142,7 +144,7 @@ def _serve(connection: Connection, recording: Recording) -> None:
     if recording.render_device is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(recording.render_device)
     env: LiberoEnv | None = None
-    seat = DriverSeat()
+    seat = DriverSeat(recording.driver_alone)
     while True:
         try:
             assignment: Assignment = connection.recv()
@@ -179,13 +181,17 @@ def _serve(connection: Connection, recording: Recording) -> None:
 
 
 class DriverSeat:
-    """Keeps the connection to the policy server that drives, and changes it when another endpoint is named."""
+    """Keeps the connection to the policy server that drives, and changes it when another endpoint is named.
 
-    def __init__(self) -> None:
+    alone: it drives whole episodes.
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        self._alone = alone
         self._endpoint = ""
         self._client: PolicyClient | None = None
 
-    def driver(self, endpoint: str) -> AlternatingDriver | None:
+    def driver(self, endpoint: str) -> AlternatingDriver | LoneDriver | None:
         """The driver at this endpoint, None for "". Raises `bridge.errors.BridgeError` if it cannot be reached."""
         if endpoint != self._endpoint:
             self.leave()
@@ -195,7 +201,7 @@ class DriverSeat:
             from bridge.client import PolicyClient
 
             self._client, self._endpoint = PolicyClient(endpoint, timeout_s=_DRIVER_TIMEOUT_S), endpoint
-        return AlternatingDriver(self._client)
+        return LoneDriver(self._client) if self._alone else AlternatingDriver(self._client)
 
     def leave(self) -> None:
         """Closes the connection."""
@@ -204,7 +210,9 @@ class DriverSeat:
         self._client, self._endpoint = None, ""
 
 
-def record_item(env: LiberoEnv, item: Item, recording: Recording, driver: AlternatingDriver | None = None) -> Outcome:
+def record_item(
+    env: LiberoEnv, item: Item, recording: Recording, driver: AlternatingDriver | LoneDriver | None = None
+) -> Outcome:
     """Record one episode and store it if it reached its goal, or if a policy drove."""
     from sim.demonstrations import record_episode
 

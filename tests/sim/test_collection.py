@@ -166,6 +166,7 @@ def test_progress_is_told_after_every_episode(instant, config):
         {"noisy_fraction": 1.1},
         {"time_limit": -1.0},
         {"expert_share": 1.5},
+        {"driver_alone": True},
         {"emphasis": -1.0},
     ],
 )

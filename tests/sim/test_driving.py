@@ -5,7 +5,7 @@ import pytest
 
 from policy.fake import FakePolicy
 from policy.types import Observation
-from sim.driving import AlternatingDriver, Stretches
+from sim.driving import AlternatingDriver, LoneDriver, Stretches
 
 LABEL = np.full(7, 0.25, np.float32)
 FRAME = Observation(np.zeros((32, 32, 3), np.uint8), "pick up the milk")
@@ -39,6 +39,14 @@ def test_the_turns_follow_from_the_seed():
     driver = AlternatingDriver(FakePolicy())
     assert turns(driver, 3) == turns(driver, 3)
     assert turns(driver, 3) != turns(driver, 4)
+
+
+def test_a_policy_may_drive_all_the_time():
+    policy = FakePolicy()
+    driver = LoneDriver(policy)
+    assert driver.name == policy.spec.policy_id
+    driver.reset(3)
+    assert all((driver(FRAME, LABEL) != LABEL).any() for _ in range(50))
 
 
 def test_stretches_are_checked():
