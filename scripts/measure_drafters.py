@@ -1,9 +1,11 @@
 """Time decodings with different drafters on logged frames, and name the fastest.
 
-    python scripts/measure_drafters.py demos --checkpoint runs/mine --decoding exact draft-vla eagle draft-vla-eagle
+    python scripts/measure_drafters.py demos --checkpoint runs/mine --acceleration skinny
     python scripts/measure_drafters.py demos --weights '{"eagle": "runs/eagle"}' --decoding exact eagle
 
 All decodings see every frame one after the other. The first is plain decoding, which the others are compared with.
+Unless they are named, they are every drafter that there is, alone and together, exact and relaxed, and Spec-VLA as
+published. Trained ones are looked for beside the target's weights and in --weights.
 """
 
 from __future__ import annotations
@@ -18,20 +20,20 @@ from rich.console import Console
 from rich.table import Table
 
 from policy.acceleration.plan import PRESETS, accelerate, preset
+from policy.benchmark.drafter_rows import PLAIN, drafter_configs, drafter_headline, further_tokens
 from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import DecodingConfig
 from policy.decoding.race import Runner, race
 from policy.decoding.replay_target import ReplayTarget, add_replay_options, replay_paths
+from policy.drafting.registry import trained_drafters
 from policy.results import write_result
 from policy.training.widen import OPENVLA_7B_SIZES, widened
-
-PLAIN = "autoregressive"
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_replay_options(parser)
-    parser.add_argument("--decoding", nargs="+", type=str, default=["exact"], help="names or files")
+    parser.add_argument("--decoding", nargs="*", type=str, default=[], help="names or files; all unless given")
     parser.add_argument("--weights", type=dict[str, Path], default={}, help="folders of trained drafters, by name")
     parser.add_argument("--episodes", type=int, default=10, help="so many of them, evenly taken")
     parser.add_argument("--warming", type=int, default=1, help="episodes played first and not counted")
@@ -52,8 +54,7 @@ def main() -> None:
     if fastest is not None:
         console.print(f"fastest under exact acceptance: {fastest['decoding']}, {fastest['mean_ms']:.2f} ms")
     if chosen.output is not None:
-        times = {row["decoding"]: row["mean_ms"] for row in rows}
-        write_result(chosen.output, rows, {"fastest_exact": fastest and fastest["decoding"], "mean_ms": times})
+        write_result(chosen.output, rows, drafter_headline(rows))
 
 
 @torch.inference_mode()
@@ -68,6 +69,8 @@ def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
         capture_passes(target.model)
     material = target.material(chosen.weights, GraphRecorder if captured else None)
     configs = [DecodingConfig.load(name) for name in (PLAIN, *(name for name in chosen.decoding if name != PLAIN))]
+    if not chosen.decoding:
+        configs = drafter_configs(trained_drafters(target.directory, chosen.weights))
     runners = [Runner(config.build(material)) for config in configs]
     race(runners, episodes[: chosen.warming])
     for runner in runners:
@@ -75,23 +78,32 @@ def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
     race(runners, episodes[chosen.warming :])
     shared = {"device": str(target.model.device), "dtype": target.dtype, "target": chosen.checkpoint}
     shared |= {"shape": chosen.shape, "acceleration": chosen.acceleration}
-    return [runner.row() | settings_of(config) | shared for runner, config in zip(runners, configs, strict=True)]
+    rows = [runner.row() | settings_of(config) | shared for runner, config in zip(runners, configs, strict=True)]
+    plain = rows[0]["mean_ms"]
+    return [row | {"further_tokens": further_tokens(row), "speedup_over_plain": plain / row["mean_ms"]} for row in rows]
 
 
 def settings_of(config: DecodingConfig) -> dict[str, Any]:
     """What distinguishes a decoding, flat."""
     if config.decoder == PLAIN:
         return {"acceptance": ""}
-    kept = ("drafters", "head", "nodes", "confidence", "tail", "acceptance", "tolerance")
+    kept = ("drafters", "head", "nodes", "tail_nodes", "confidence", "tail", "acceptance", "tolerance")
     return {name: value for name, value in asdict(config).items() if name in kept}
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
-    table = Table("decoding", "ms mean", "p50", "p95", "passes", "tokens in the first pass", "drafted by position, %")
+    measures = ("ms mean", "p50", "p95", "x plain", "passes", "tokens in the first pass", "in others")
+    table = Table()
+    table.add_column("decoding", no_wrap=True)
+    for name in (*measures, "drafted by position, %"):
+        table.add_column(name)
     for row in rows:
         times = (f"{row[name]:.2f}" for name in ("mean_ms", "p50_ms", "p95_ms"))
         shares = " ".join(f"{100 * share:.0f}" for share in row["drafted_by_position"][:6])
-        table.add_row(row["decoding"], *times, f"{row['passes']:.2f}", f"{row['first_pass_tokens']:.2f}", shares)
+        others = (
+            f"{row[name]:.2f}" for name in ("speedup_over_plain", "passes", "first_pass_tokens", "further_tokens")
+        )
+        table.add_row(row["decoding"], *times, *others, shares)
     return table
 
 

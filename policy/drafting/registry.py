@@ -88,6 +88,11 @@ SEEING_DRAFTERS: dict[str, Callable[[DrafterMaterial], SeeingDrafter]] = {DraftV
 HEADS: dict[str, Callable[[DrafterMaterial], Head]] = {kind.name: _head(kind) for kind in (EagleHead, ParallelHead)}
 
 
+def trained_drafters(checkpoint: Path, weights: Mapping[str, Path]) -> list[str]:
+    """Networks that there are weights for: beside a checkpoint's own, or where `weights` says."""
+    return [name for name in (*SEEING_DRAFTERS, *HEADS) if name in weights or trained_folder(checkpoint, name).is_dir()]
+
+
 def check_drafters(names: Sequence[str]) -> None:
     """Raise ValueError for a name that is not a drafter's or is given twice."""
     known = (*DRAFTERS, *SEEING_DRAFTERS)

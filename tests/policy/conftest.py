@@ -9,14 +9,17 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_openvla import INSTRUCTIONS, statistics_json
 
 from policy.openvla.checkpoint import save_checkpoint
 from policy.openvla.config import ACTION_BINS, LanguageConfig, OpenVLAConfig, TowerConfig
+from policy.openvla.images import encode_frame
 from policy.openvla.model import OpenVLA
 from policy.openvla.word_tokenizer import build_word_tokenizer
+from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "golden" / "openvla-tiny"
@@ -117,3 +120,23 @@ def golden_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(file, directory / folder)
     shutil.copy(inputs / "libero_frames.npz", directory / "arrays" / "libero_path.npz")
     return directory
+
+
+@pytest.fixture
+def demonstrations(tmp_path: Path) -> Path:
+    """Two short episodes of frames that wander."""
+    random = np.random.default_rng(0)
+    for seed in (0, 1):
+        frames = [random.integers(0, 256, (64, 64, 3), np.uint8)] * 3
+        streams = [np.frombuffer(encode_frame(frame), np.uint8) for frame in frames]
+        count = len(streams)
+        Demonstration(
+            DemonstrationMeta("libero_object", 0, INSTRUCTIONS[seed], seed, success=True),
+            np.concatenate(streams),
+            np.cumsum([0, *map(len, streams)]),
+            *(np.zeros((count, width), np.float32) for width in (7, 7, len(PRIVILEGED_NAMES))),
+            *(np.zeros((count, width)) for width in (5, 4)),
+            np.zeros((1, 3)),
+            np.zeros((1, 4)),
+        ).save(tmp_path / "demos" / f"libero_object_task00_seed{seed}.npz")
+    return tmp_path / "demos"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_openvla import INSTRUCTIONS
 
 from policy.benchmark.control_steps import Steps, compared, row_of
 from policy.benchmark.cost import Machine, StepCost, Work, layer_weights
@@ -23,10 +22,8 @@ from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.stopwatch import Stopwatch
 from policy.openvla.action_tokens import ActionStatistics
 from policy.openvla.config import OpenVLAConfig
-from policy.openvla.images import encode_frame
 from policy.openvla.model import OpenVLA
 from policy.results import REPOSITORY
-from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta
 
 CPU = torch.device("cpu")
 MACHINE = Machine(bytes_per_second=4e12, operations_per_second=800e12, float8_operations_per_second=1600e12)
@@ -112,26 +109,6 @@ def test_passes_alone_are_timed_for_every_arrangement_that_runs_here(small_confi
         else:
             assert row["prefill_tree_ms"] == row["one_token_ms"] == row["vision_ms"] == row["action_head_ms"] == 1
             assert 0 < row["one_token_percent_of_bound"] <= row["prefill_percent_of_bound"] < 100
-
-
-@pytest.fixture
-def demonstrations(tmp_path: Path) -> Path:
-    """Two short episodes of frames that wander."""
-    random = np.random.default_rng(0)
-    for seed in (0, 1):
-        frames = [random.integers(0, 256, (64, 64, 3), np.uint8)] * 3
-        streams = [np.frombuffer(encode_frame(frame), np.uint8) for frame in frames]
-        count = len(streams)
-        Demonstration(
-            DemonstrationMeta("libero_object", 0, INSTRUCTIONS[seed], seed, success=True),
-            np.concatenate(streams),
-            np.cumsum([0, *map(len, streams)]),
-            *(np.zeros((count, width), np.float32) for width in (7, 7, len(PRIVILEGED_NAMES))),
-            *(np.zeros((count, width)) for width in (5, 4)),
-            np.zeros((1, 3)),
-            np.zeros((1, 4)),
-        ).save(tmp_path / "demos" / f"libero_object_task00_seed{seed}.npz")
-    return tmp_path / "demos"
 
 
 def test_one_command_measures_resumes_and_reports(
