@@ -12,7 +12,8 @@ asks for.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -42,23 +43,31 @@ class Option(NamedTuple):
     standings: tuple[int, ...]
 
 
+@dataclass(slots=True)
+class _Reading:
+    """Entries of negated probability and place, the most probable first, and which comes next. base: the bin from which
+    places count.
+    """
+
+    name: str
+    entries: list[tuple[float, int]]
+    base: int
+    at: int = 0
+
+
 class _Source:
     """One drafter's say. bins: proposed for each dimension, -1 for none. ranks: see `policy.drafting.ranking`; places
     count from the proposal or, where they are `absolute`, from bin 0.
     """
 
     def __init__(self, name: str, bins: list[int], ranks: list[Ranked], absolute: bool) -> None:
-        self.bins = bins
-        self._name, self._ranks, self._absolute = name, ranks, absolute
+        self.name, self.bins = name, bins
+        self._ranks, self._absolute = ranks, absolute
 
-    def entries(self, dimension: int, standing: int) -> Iterator[tuple[float, int, str]]:
-        """Negated probability, bin and the drafter's name, the most probable first."""
-        proposed = self.bins[dimension]
-        if proposed >= 0:
-            base, name = 0 if self._absolute else proposed, self._name
-            for negated, place in self._ranks[dimension][standing]:
-                if 0 <= base + place < ACTION_BINS:
-                    yield negated, base + place, name
+    def reading(self, dimension: int, standing: int) -> _Reading:
+        """What it says of a dimension for which it proposes a bin."""
+        base = 0 if self._absolute else self.bins[dimension]
+        return _Reading(self.name, self._ranks[dimension][standing], base)
 
 
 class Placement:
@@ -109,28 +118,46 @@ class _Options:
     """Bins for one dimension, the most probable first; found one by one as they are asked for."""
 
     def __init__(self, sources: list[_Source], spacing: int, dimension: int, standings: tuple[int, ...]) -> None:
-        self._found = self._find(sources, 2 * spacing, dimension, standings)
+        self._apart = 2 * spacing
+        self._proposed = [source.bins[dimension] for source in sources]
+        self._readings = [
+            source.reading(dimension, standing)
+            for source, standing in zip(sources, standings, strict=True)
+            if source.bins[dimension] >= 0
+        ]
+        self._covered: set[int] = set()
         self._there: list[Option] = []
 
     def get(self, index: int) -> Option | None:
         """None where there are not so many. index: at most one beyond the last that was asked for."""
         if index == len(self._there):
-            if (option := next(self._found, None)) is None:
+            if (option := self._next()) is None:
                 return None
             self._there.append(option)
         return self._there[index]
 
-    def _find(self, sources: list[_Source], apart: int, dimension: int, standings: tuple[int, ...]) -> Iterator[Option]:
-        proposed = [source.bins[dimension] for source in sources]
-        entries = [source.entries(dimension, standing) for source, standing in zip(sources, standings, strict=True)]
-        covered: set[int] = set()
-        for negated, token, name in heapq.merge(*entries):
-            if token not in covered:
-                met = tuple([STANDING_OF[abs(token - bin_)] if bin_ >= 0 else 0 for bin_ in proposed])
-                yield Option(token, -negated, name, met)
-                if len(self._there) == MOST_OPTIONS:
-                    return
-                covered.update(range(token - apart, token + apart + 1))
+    def _next(self) -> Option | None:
+        """The most probable bin that none covers yet; of equals the lowest, of the first source that says it."""
+        if len(self._there) == MOST_OPTIONS:
+            return None
+        covered = self._covered
+        best, first = None, None
+        for reading in self._readings:
+            at, entries, base = reading.at, reading.entries, reading.base
+            while at < len(entries) and ((bin_ := base + entries[at][1]) in covered or not 0 <= bin_ < ACTION_BINS):
+                at += 1
+            reading.at = at
+            if at < len(entries):
+                entry = entries[at][0], base + entries[at][1]
+                if best is None or entry < best:
+                    best, first = entry, reading
+        if best is None or first is None:
+            return None
+        first.at += 1
+        negated, token = best
+        covered.update(range(token - self._apart, token + self._apart + 1))
+        met = tuple([STANDING_OF[abs(token - bin_)] if bin_ >= 0 else 0 for bin_ in self._proposed])
+        return Option(token, -negated, first.name, met)
 
 
 class _Growth:
