@@ -40,7 +40,7 @@ def tile_for(rows: int, outputs: int, weight_bytes: int) -> Tile:
     """
     if rows <= 16:
         if weight_bytes > 1 and outputs >= 8192:
-            return Tile(16, 64, 128, warps=4, stages=5)
+            return Tile(16, 64, 128, warps=4, stages=4 if outputs < 16384 else 5)
         return Tile(16, 32, 256, warps=4, stages=4)
     if rows <= 32:
         return Tile(32, 32, 256, warps=4, stages=4)
