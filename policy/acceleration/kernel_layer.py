@@ -17,16 +17,11 @@ from torch.nn import functional
 
 from policy.acceleration.float8 import Float8Linear
 from policy.acceleration.int8 import Int8Linear
-from policy.acceleration.rows import Rows
+from policy.acceleration.rows import SHORT, Rows
 from policy.openvla.language_model import taken
 
 if TYPE_CHECKING:
     from policy.acceleration.fused_language import FusedLayer
-
-# Tokens, over the whole batch, up to which a pass is a short one. On an H200 with the sizes of a 7B model a layer takes
-# 126 us by five launches and 145 compiled at 14 tokens, 122 and 133 at one; the four products alone take 112 us against
-# 111 at 14 tokens, and 198 against 117 at 40 (docs/log.md).
-SHORT = 16
 
 
 def kernel_layer(

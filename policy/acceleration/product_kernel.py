@@ -1,10 +1,11 @@
-"""A Triton kernel for `x @ weight.T` whose cost is reading the weight once; weights are as wide as `x`, or 8-bit.
+"""A Triton kernel for `x @ weight.T` of up to 16 rows, whose cost is reading the weight once; weights are as wide as
+`x`, or 8-bit.
 
 Knows tiles and loops, and what a Llama layer does just before and after a product: root-mean-square norm of its inputs,
 SiLU of one half of the outputs times the other, a residual. Knows nothing of layers, nor of when it is worth while
-(`policy.acceleration.products`).
+(`policy.acceleration.kernel_layer`).
 
-Each program makes one tile of the result and walks through all columns of `x` by itself, so every sum has one fixed
+Each program makes some outputs of all rows and walks through all columns of `x` by itself, so every sum has one fixed
 order and results do not depend on timing. Tiles are turned: a tile's rows are outputs, its columns tokens, as
 tensor cores want many of the former and are content with few of the latter.
 """
@@ -18,35 +19,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from policy.acceleration.rows import SHORT
+
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Sizes of a program's part: tokens, outputs and columns at a time; warps that share it, and loads under way."""
+    """Sizes of a program's part: outputs and columns at a time; warps that share it, and loads under way."""
 
-    rows: int
     outputs: int
     columns: int
     warps: int
     stages: int
 
 
-def tile_for(rows: int, outputs: int, weight_bytes: int) -> Tile:
-    """The tile for so many tokens and outputs. A function of sizes only: what a machine happens to time faster must not
-    decide.
+def tile_for(outputs: int, weight_bytes: int) -> Tile:
+    """The tile for so many outputs. A function of sizes only: what a machine happens to time faster must not decide.
 
-    Few rows have 32 outputs a program, so that the 4096 of a 7B model's layers occupy some 130 processors, or 64 where
-    there are outputs enough, and as many loads under way as fit into 96 KiB, which is what consumer GPUs have. Of seven
-    tiles these were the fastest on an H200, or within 2% of it, at 14 rows in all four products of a layer.
+    A program has 32 outputs, so that the 4096 of a 7B model's layers occupy some 130 processors, or 64 where there are
+    outputs enough, and as many loads under way as fit into 96 KiB, which is what consumer GPUs have. Of twelve tiles
+    these were the fastest on an H200, or within 2% of it, at 1, 7 and 14 rows in all four products of a layer.
     """
-    if rows <= 16:
-        if weight_bytes > 1 and outputs >= 8192:
-            return Tile(16, 64, 128, warps=4, stages=4 if outputs < 16384 else 5)
-        return Tile(16, 32, 256, warps=4, stages=4)
-    if rows <= 32:
-        return Tile(32, 32, 256, warps=4, stages=4)
-    if rows <= 64:
-        return Tile(64, 32, 128, warps=4, stages=4)
-    return Tile(128, 128, 64, warps=8, stages=4)
+    if weight_bytes > 1 and outputs >= 8192:
+        return Tile(64, 128, warps=4, stages=4 if outputs < 16384 else 5)
+    return Tile(32, 256, warps=4, stages=4)
 
 
 def multiply(
@@ -63,14 +58,16 @@ def multiply(
     x: `[M, K]`. weight: `[N, K]`, contiguous, in x's dtype or int8. scale: float32 `[N]`, a factor for each output.
     epsilon: divide by the root of each row's mean square plus this. gated: the weight has 2 N rows, and the result is
     SiLU of the first N outputs times the others. residual: `[M, N]`, contiguous.
+    Raises ValueError for more rows than `policy.acceleration.rows.SHORT`.
     """
     (rows, columns), wide = x.shape, weight.shape[0]
     outputs = wide // 2 if gated else wide
+    if rows > SHORT:
+        raise ValueError(f"the kernel multiplies up to {SHORT} rows, got {rows}; use torch.nn.functional.linear")
     y = x.new_empty(rows, outputs)
-    tile = tile_for(rows, wide, weight.element_size())
-    grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(wide, tile.outputs),)
+    tile = tile_for(wide, weight.element_size())
     with torch.cuda.device_of(x):
-        _product[grid](
+        _product[(triton.cdiv(wide, tile.outputs),)](
             x,
             weight,
             y if scale is None else scale,
@@ -81,7 +78,7 @@ def multiply(
             columns,
             x.stride(0),
             0.0 if epsilon is None else epsilon,
-            tile_rows=tile.rows,
+            tile_rows=SHORT,
             tile_outputs=tile.outputs,
             tile_columns=tile.columns,
             steps=triton.cdiv(columns, tile.columns),
@@ -118,11 +115,8 @@ def _product(
     added: tl.constexpr,
     whole_columns: tl.constexpr,
 ):
-    # Programs that follow each other read the same part of the weight, so further rows find it in the cache.
-    row_tiles = tl.cdiv(rows, tile_rows)
-    row = tl.program_id(0) % row_tiles * tile_rows + tl.arange(0, tile_rows)
-    tile, place = tl.program_id(0) // row_tiles, tl.arange(0, tile_outputs)
-    column = tl.arange(0, tile_columns)
+    tile, place = tl.program_id(0), tl.arange(0, tile_outputs)
+    row, column = tl.arange(0, tile_rows), tl.arange(0, tile_columns)
     # Tokens that are not there are not read: many programs that read one token's lines many times wait for each other.
     there = row < rows
     if gated:  # half of the tile's rows are gates, the other half what they are for
