@@ -51,8 +51,10 @@ COLUMNS = (
 
 def arrangements(chosen: Namespace) -> dict[str, Arrangement]:
     """The table's rows by name, from the baseline to the fastest."""
-    name = fastest(choose_device(chosen.device)) if chosen.acceleration == "auto" else chosen.acceleration
-    fast = replace(preset(name), attention=chosen.attention)
+    device = choose_device(chosen.device)
+    auto = fastest(device) if device.type == "cuda" else "joined"
+    fast = preset(auto if chosen.acceleration == "auto" else chosen.acceleration)
+    fast = replace(fast, attention=chosen.attention)
     int8, float8 = replace(fast, precision="int8"), replace(fast, precision="fp8")
     rows = (
         Arrangement(EAGER, TRANSFORMERS, AS_LOADED, capture=False),

@@ -36,7 +36,9 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
     parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
-    parser.add_argument("--acceleration", type=str, default="none", help="none, joined, compiled, skinny, int8 or fp8")
+    parser.add_argument(
+        "--acceleration", type=str, default="auto", help="auto, none, joined, compiled, skinny, int8 or fp8"
+    )
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--follow", type=float, default=0.0, help="take over newer weights, looking every so many s")
@@ -50,10 +52,14 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         from policy.fake import FakePolicy
 
         return FakePolicy()
-    from policy.acceleration.plan import preset  # imports torch, which the server's state can be asked during
+    from policy.acceleration.plan import fastest, preset  # imports torch; the server's state can be asked meanwhile
     from policy.decoding.config import DecodingConfig
+    from policy.hardware import choose_device
     from policy.runtime import Policy
 
+    acceleration = arguments.acceleration
+    if acceleration == "auto":  # weights that are replaced must stay as they are
+        acceleration = "none" if arguments.follow else fastest(choose_device(arguments.device))
     policy = Policy.load(
         arguments.checkpoint,
         unnorm_key=arguments.unnorm_key,
@@ -62,7 +68,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         image_path=arguments.image_path,
         decoding=DecodingConfig.load(arguments.decoding),
         capture=arguments.capture,
-        acceleration=preset(arguments.acceleration),
+        acceleration=preset(acceleration),
         on_state=report,
     )
     if not arguments.follow:

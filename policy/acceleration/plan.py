@@ -88,9 +88,9 @@ def preset(name: str) -> Acceleration:
 
 
 def fastest(device: torch.device) -> str:
-    """The name of what does most on a device without changing the numbers it computes with."""
+    """The name of what does most on a device, the same numbers up to rounding; on a CPU everything stays as loaded."""
     if device.type != "cuda":
-        return "joined"
+        return "none"
     try:
         check_kernels(device)
     except ValueError:
@@ -108,6 +108,7 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     own_kernels = plan.kernels == "skinny" or plan.precision == "int8"
     if own_kernels:
         check_kernels(model.device)
+    own_kernels = own_kernels and model.dtype != torch.float32  # which they would multiply with fewer bits
     if plan.joined:
         model.language_model = FusedLanguageModel(model.language_model, _BACKENDS[plan.attention], own_kernels)
         for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
@@ -160,4 +161,13 @@ def _compile_blocks(model: OpenVLA, tuned: bool) -> None:
             layer.compile(fullgraph=True, dynamic=not tuned, mode=mode)
     for tower in (model.vision_backbone.featurizer, model.vision_backbone.fused_featurizer):
         for block in tower.blocks:
-            block.compile(fullgraph=True, dynamic=False, mode=mode)
+            _compile_for_one(block, mode)
+
+
+def _compile_for_one(block: nn.Module, mode: str) -> None:
+    """Code for one frame is worth compiling; batches of other sizes, which come and go with clients, must not wait for
+    a compiler.
+    """
+    plain = block.forward
+    alone = torch.compile(plain, fullgraph=True, dynamic=False, mode=mode)
+    setattr(block, "forward", lambda x: alone(x) if len(x) == 1 else plain(x))  # noqa: B010

@@ -99,11 +99,13 @@ def test_layers_can_be_compiled_whole_and_open_in_length(small_model: OpenVLA, m
         traces.append(graph)
         return graph.forward
 
-    compile_plainly = nn.Module.compile
+    compile_plainly = torch.compile
     monkeypatch.setattr(
-        nn.Module,
+        torch,
         "compile",
-        lambda self, fullgraph, dynamic, mode: compile_plainly(self, backend=run, fullgraph=fullgraph, dynamic=dynamic),
+        lambda function, fullgraph, dynamic, mode: compile_plainly(
+            function, backend=run, fullgraph=fullgraph, dynamic=dynamic
+        ),
     )
     torch._dynamo.reset()
     model = arranged(small_model, Acceleration(compiled=True))
@@ -116,6 +118,9 @@ def test_layers_can_be_compiled_whole_and_open_in_length(small_model: OpenVLA, m
     pixels = torch.randn(1, 6, 224, 224, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(model.image_features(pixels), small_model.image_features(pixels), rtol=1e-4, atol=1e-4)
     assert len(traces) == 3, "one for each kind of tower"
+    pair = torch.cat([pixels, pixels.flip(-1)])
+    torch.testing.assert_close(model.image_features(pair), small_model.image_features(pair), rtol=1e-4, atol=1e-4)
+    assert len(traces) == 3, "batches go without"
     torch._dynamo.reset()
 
 
