@@ -23,7 +23,7 @@ from policy.decoding.capture import GraphRecorder, Record, capture_passes, captu
 from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
-from policy.decoding.transfer import to_device
+from policy.decoding.transfer import Upload, to_device
 from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype, current
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
@@ -137,6 +137,7 @@ class Policy:
         self._action_tokenizer = ActionTokenizer(model.config.action_vocabulary)
         on_gpu = model.device.type == "cuda"
         self._device_pixels = _device_pixels(settings, model.device, record, compiled) if on_gpu else None
+        self._upload = Upload(model.device)
         self._decoder: ActionDecoder | None = AutoregressiveDecoder(model, record)
         # On the host a frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
@@ -191,7 +192,7 @@ class Policy:
         model = decoder.model
         stopwatch = Stopwatch(model.device)
         prompts = [self._prompter.token_ids(observation.instruction) for observation in observations]
-        pixels = self._pixels([observation.image for observation in observations], model.device)
+        pixels = self._pixels([observation.image for observation in observations])
         stopwatch.lap("preprocess")
         sight = Sight(pixels, tuple(observation.instruction for observation in observations))
         decoder.look(sight)
@@ -230,7 +231,7 @@ class Policy:
     def self_test(self) -> None:
         """Raise SelfTestError when logits are not finite or do not change between a black and a white frame."""
         model = self._running_decoder().model
-        pixels = self._pixels([_plain_frame(0), _plain_frame(255)], model.device)
+        pixels = self._pixels([_plain_frame(0), _plain_frame(255)])
         prompts = [self._prompter.token_ids(_PROBE_INSTRUCTION)] * 2
         batch = PromptBatch.embed(model, prompts, model.image_features(pixels))
         logits = next(AutoregressiveDecoder(model).steps(batch)).logits  # [2, vocabulary]
@@ -257,13 +258,13 @@ class Policy:
             raise RuntimeError(f"policy is closed: {self._spec.policy_id}; load it again")
         return self._decoder
 
-    def _pixels(self, images: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
+    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Network input `[B, 6, 224, 224]` on the device for camera frames."""
         path = cast(ImagePath, self._spec.image_path)
         if self._device_pixels is not None and path == "libero" and len({image.shape for image in images}) == 1:
-            return self._device_pixels((to_device(np.stack(self._each(uploaded, images)), device),))
+            return self._device_pixels((self._upload(np.stack(self._each(uploaded, images))),))
         pixels = self._each(lambda image: pixel_values(image, path, self._settings), images)
-        return to_device(np.stack(pixels), device)
+        return self._upload(np.stack(pixels))
 
     def _each(self, work: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Handing a single frame to another thread would only take longer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -65,7 +65,11 @@ class Captured:
     The function returns a tensor or None. It must write nowhere but to its result and to tensors that `others` own, and
     not wait for the device. It runs several times while it is recorded, so what it writes must not depend on what it
     wrote before.
+
+    made: how many recordings all of them have made so far.
     """
+
+    made: ClassVar[int] = 0
 
     def __init__(self, function: Callable[..., Any], record: Record) -> None:
         self._function = function
@@ -84,6 +88,7 @@ class Captured:
             inputs = tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in tensors)
             recording = self._record(lambda: self._run(*inputs, *others), inputs)
             self._recordings[key] = recording
+            Captured.made += 1
             self._owners.extend(others)
         for own, given in zip(recording.inputs, tensors, strict=True):
             own.copy_(given)

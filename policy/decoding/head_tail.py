@@ -13,7 +13,7 @@ from torch import Tensor
 
 from policy.decoding.judged_passes import Desk
 from policy.decoding.progress import ActionProgress
-from policy.decoding.transfer import to_device
+from policy.decoding.transfer import Upload
 from policy.decoding.tree import DRAFTED_DIMENSIONS
 from policy.drafting.base import Head
 
@@ -24,8 +24,9 @@ DECIDED = DRAFTED_DIMENSIONS - 1
 class HeadTail:
     """Made for one batch of prompts; `follow` is called after every pass of the target but the last."""
 
-    def __init__(self, head: Head, desk: Desk) -> None:
+    def __init__(self, head: Head, desk: Desk, upload: Upload) -> None:
         self._head = head
+        self._upload = upload
         self._desk = desk
         self._has_read = False
         batch, _, width = desk.prompts.embeddings.shape
@@ -48,7 +49,7 @@ class HeadTail:
             if end <= DECIDED:
                 source[row, end - len(action.rows) : end] = np.array(action.rows) + DECIDED
         found = torch.cat([self._features, self._desk.hidden], dim=1)
-        wanted = to_device(source, found.device)
+        wanted = self._upload(source)
         self._features = found.gather(1, wanted[:, :, None].expand(-1, -1, found.shape[2]))
 
     def rehearse(self) -> None:
@@ -67,7 +68,7 @@ class HeadTail:
         bins = np.zeros((len(progress), DECIDED), np.int64)
         for row, action, count in zip(bins, progress, counts, strict=True):
             row[:count] = action.bins[:count]
-        moved = to_device(np.column_stack([bins, counts]), self._features.device)
+        moved = self._upload(np.column_stack([bins, counts]))
         chances: Tensor = self._head.draft(moved[:, :-1], self._features, moved[:, -1], min(counts))
         return chances.cpu().numpy()
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from policy.decoding.transfer import to_device
@@ -68,6 +70,13 @@ class PromptBatch:
         longest = -(-max(map(len, prompts)) // PROMPT_LENGTHS) * PROMPT_LENGTHS
         padding = model.config.pad_token_id
         # The length comes last in each row, so that one copy brings both.
-        rows = [[*prompt, *[padding] * (longest - len(prompt)), len(prompt) + PATCHES] for prompt in prompts]
-        moved = to_device(np.array(rows, np.int64), model.device)  # [B, longest + 1]
+        rows = tuple((*prompt, *[padding] * (longest - len(prompt)), len(prompt) + PATCHES) for prompt in prompts)
+        moved = _brought(rows, model.device)  # [B, longest + 1]
         return moved[:, :-1], moved[:, -1]
+
+
+@lru_cache(maxsize=256)
+def _brought(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """Int64 `[rows, columns]` on a device; kept, since a robot is told the same step after step."""
+    with torch.inference_mode(False):  # training may read it, too
+        return to_device(np.array(rows, np.int64), device)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from policy.decoding.capture import Captured
 from policy.decoding.config import ActionDecoder
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.replay import LoggedEpisode
@@ -29,7 +30,8 @@ STAGES = ("vision", "prefill", "decode")
 class Runner:
     """One decoder and what is noted of it, growing action by action.
 
-    milliseconds: of each action, from pixels on the device to tokens on the host. stages: the same by stage.
+    milliseconds: of each action, from pixels on the device to tokens on the host, but for those in which a pass of a
+    new shape was recorded, as serving does at the start. stages: the same by stage.
     equal: number of actions with the first runner's tokens.
     """
 
@@ -42,7 +44,7 @@ class Runner:
     def run(self, episode: LoggedEpisode, pixels: torch.Tensor) -> np.ndarray:
         """Decode one frame as `Policy.act` does and note it; token ids `[7]`."""
         model = self.decoder.model
-        began = time.perf_counter()
+        made, began = Captured.made, time.perf_counter()
         stopwatch = Stopwatch(model.device)
         sight = Sight(pixels, (episode.instruction,))
         self.decoder.look(sight)
@@ -50,10 +52,12 @@ class Runner:
         stopwatch.lap("vision")
         prompts = PromptBatch.embed(model, [episode.prompt], features, sight)
         ids, traces = self.decoder.decode(prompts, [episode.name], stopwatch)
-        self.milliseconds.append(1e3 * (time.perf_counter() - began))
+        milliseconds = 1e3 * (time.perf_counter() - began)
         self.decoder.study()  # as a server's policy does while the robot moves
         self.traces += traces
-        self.stages.append(stopwatch.stage_ms)
+        if Captured.made == made:
+            self.milliseconds.append(milliseconds)
+            self.stages.append(stopwatch.stage_ms)
         return ids[0].numpy()
 
     def forget(self) -> None:
@@ -61,7 +65,7 @@ class Runner:
         self.milliseconds, self.traces, self.stages, self.equal = [], [], [], 0
 
     def row(self) -> dict[str, Any]:
-        """Means and percentiles for a table; at least one action must have been decoded."""
+        """Means and percentiles for a table; at least one action must have been timed."""
         times, count = np.array(self.milliseconds), len(self.traces)
         drafted = np.mean([[bool(source) for source in trace.sources] for trace in self.traces], axis=0)
         passes = float(np.mean([trace.target_passes for trace in self.traces]))
@@ -70,6 +74,7 @@ class Runner:
         return {
             "decoding": self.decoder.name,
             "actions": count,
+            "timed_actions": len(times),
             "mean_ms": float(times.mean()),
             "p50_ms": float(p50),
             "p95_ms": float(p95),

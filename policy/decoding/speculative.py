@@ -26,6 +26,7 @@ from policy.decoding.pictures import Sketcher
 from policy.decoding.progress import UNKNOWN, ActionProgress
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
+from policy.decoding.transfer import Upload
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft
 from policy.decoding.verification import Verification
 from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
@@ -92,6 +93,7 @@ class SpeculativeDecoder:
         self._tail = tail
         self._seeing = tuple(seeing)
         self._head = head
+        self._upload = Upload(model.device)
         self._looking = _Looking()
         self._memories: dict[str, EpisodeMemory] = {}
         self._lessons: list[_Lesson] = []
@@ -127,7 +129,7 @@ class SpeculativeDecoder:
         for width in self._widths(self._placement.tail_nodes):
             self._passes.extend(desk, [[0]] * batch, [Draft(1)] * batch, width)
         if self._head is not None:
-            HeadTail(self._head, desk).rehearse()
+            HeadTail(self._head, desk, self._upload).rehearse()
         if self._sketcher is not None:
             self._sketcher.look(torch.zeros(batch, 6, IMAGE_SIDE, IMAGE_SIDE, device=self.model.device))
         for drafter in self._seeing:
@@ -154,7 +156,7 @@ class SpeculativeDecoder:
         claims = self._seen(looking, len(memories))
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
         progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
-        head = None if self._head is None else HeadTail(self._head, desk)
+        head = None if self._head is None else HeadTail(self._head, desk, self._upload)
         found = self._passes.prefill(desk, drafts, _width(drafts, self._placement.nodes))
         _take(progress, drafts, found)
         stopwatch.lap("prefill")

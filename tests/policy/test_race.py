@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from policy.decoding.acceptance.exact import Exact
 from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.capture import Recording
 from policy.decoding.race import Runner, race
 from policy.decoding.replay import LoggedEpisode
 from policy.decoding.speculative import SpeculativeDecoder
@@ -33,6 +37,7 @@ def test_rows_add_up(acting_model: OpenVLA) -> None:
     race([plain, drafted], [still_episode("a", 3), still_episode("b", 1)])
     reference, row = plain.row(), drafted.row()
     assert (reference["actions"], reference["passes"], reference["first_pass_tokens"]) == (4, 7.0, 1.0)
+    assert reference["timed_actions"] == 4
     assert row["equal_actions"] == reference["equal_actions"] == 1.0
     # An episode's first action has no previous one; afterwards it is right.
     assert row["drafted_by_position"][0] == pytest.approx(0.5)
@@ -41,3 +46,21 @@ def test_rows_add_up(acting_model: OpenVLA) -> None:
     assert row["tokens_per_pass"] == pytest.approx(7 / row["passes"])
     assert row["mean_ms"] >= row["vision_ms"] + row["prefill_ms"]
     assert row["p50_ms"] <= row["p95_ms"]
+
+
+@torch.inference_mode()
+def test_actions_that_record_a_pass_are_not_timed(acting_model: OpenVLA) -> None:
+    def record(function: Callable[[], Tensor | None], inputs: tuple[Tensor, ...]) -> Recording:
+        output = function()
+
+        def play() -> None:
+            found = function()
+            if output is not None and found is not None:
+                output.copy_(found)
+
+        return Recording(inputs, output, play)
+
+    runner = Runner(AutoregressiveDecoder(acting_model, record))
+    race([runner], [still_episode("a", 3)])
+    assert len(runner.traces) == 3
+    assert len(runner.milliseconds) == len(runner.stages) == 2
