@@ -16,13 +16,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from policy.acceleration.row_kernels import factors_of, multiplied
+from policy.acceleration.rows import Rows
+
 _LOG2_E = 1.4426950408889634
 # Keys looked at in one step.
 _KEYS = 128
 
 
 def attend_with_new(
-    qkv: Tensor,
+    qkv: Rows,
     cosine: Tensor,
     sine: Tensor,
     keys: Tensor,
@@ -32,18 +35,17 @@ def attend_with_new(
 ) -> Tensor:
     """Attended values `[B, S, heads * D]` of a few tokens, whose keys and values go to the cache first.
 
-    qkv: `[B, S, (heads + 2 * key heads) * D]`, contiguous, before rotary positions. cosine, sine: `[B, 1, S, D]`,
-    contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values: one layer's cache,
-    `[B, key heads, length, D]`, D a power of two, both laid out alike. bias: `[B, 1, S, length]`, 0 where a token may
-    look, else -inf. The last axis of each is dense.
+    qkv: rows of B * S tokens, `(heads + 2 * key heads) * D` wide, before rotary positions. cosine, sine:
+    `[B, 1, S, D]`, contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values: one layer's
+    cache, `[B, key heads, length, D]`, D a power of two, both laid out alike. bias: `[B, 1, S, length]`, 0 where a
+    token may look, else -inf. The last axis of each is dense.
     """
-    batch, tokens, width = qkv.shape
-    _, key_heads, length, size = keys.shape
-    heads = width // size - 2 * key_heads
-    attended = qkv.new_empty(batch, tokens, heads * size)
-    with torch.cuda.device_of(qkv):
+    (batch, tokens), (_, key_heads, length, size) = slots.shape, keys.shape
+    heads = qkv.numbers.shape[1] // size - 2 * key_heads
+    attended = keys.new_empty(batch, tokens, heads * size)
+    with torch.cuda.device_of(keys):
         _attend_with_new[heads, batch](
-            qkv,
+            *factors_of(qkv, keys),
             cosine,
             sine,
             slots,
@@ -52,6 +54,7 @@ def attend_with_new(
             attended,
             tokens,
             _LOG2_E * size**-0.5,
+            scaled=qkv.of_row is not None,
             size=size,
             queries_at_once=max(16, triton.next_power_of_2(tokens)),
             keys_at_once=_KEYS,
@@ -70,6 +73,8 @@ def _cache(keys: Tensor, values: Tensor, bias: Tensor, heads: int) -> tuple[Tens
 @triton.jit
 def _attend_with_new(
     qkv,
+    of_row,
+    of_column,
     cosine,
     sine,
     slots,
@@ -87,6 +92,7 @@ def _attend_with_new(
     attended,
     tokens,
     scale,
+    scaled: tl.constexpr,
     size: tl.constexpr,
     queries_at_once: tl.constexpr,
     keys_at_once: tl.constexpr,
@@ -106,23 +112,36 @@ def _attend_with_new(
     table = (row * tokens + inside[:, None]) * size + own
     cosines = tl.load(cosine + table).to(tl.float32)
     sines = tl.load(sine + table).to(tl.float32) * tl.where(feature < half, -1.0, 1.0)[None, :]
-    token_at = qkv + (row * tokens + inside[:, None]) * ((heads + 2 * key_heads) * size)
-    query_at, key_at = token_at + head * size, token_at + (heads + key_head) * size
-    query = tl.load(query_at + own).to(tl.float32) * cosines + tl.load(query_at + partner).to(tl.float32) * sines
-    new_key = tl.load(key_at + own).to(tl.float32) * cosines + tl.load(key_at + partner).to(tl.float32) * sines
-    new_value = tl.load(token_at + (heads + key_heads + key_head) * size + own)
+    numbers = qkv + (row * tokens + inside[:, None]) * ((heads + 2 * key_heads) * size)
+    query_at, key_at, value_at = head * size, (heads + key_head) * size, (heads + key_heads + key_head) * size
+    factor = tl.load(of_row + row * tokens + inside)[:, None] if scaled else 1.0
+    kind: tl.constexpr = keys.dtype.element_ty
+    query = _read(numbers, query_at + own, factor, of_column, scaled, kind) * cosines
+    query += _read(numbers, query_at + partner, factor, of_column, scaled, kind) * sines
+    new_key = _read(numbers, key_at + own, factor, of_column, scaled, kind) * cosines
+    new_key += _read(numbers, key_at + partner, factor, of_column, scaled, kind) * sines
+    new_value = _read(numbers, value_at + own, factor, of_column, scaled, kind)
 
     new_at = cache + tl.load(slots + row * slots_stride + inside)[:, None] * slot_stride + own
     # Heads that share keys write the same numbers to the same places.
-    tl.store(keys + new_at, new_key.to(keys.dtype.element_ty), mask=live)
-    tl.store(values + new_at, new_value, mask=live)
+    tl.store(keys + new_at, new_key.to(kind), mask=live)
+    tl.store(values + new_at, new_value.to(kind), mask=live)
     tl.debug_barrier()  # all of this program's threads have written before any reads
 
-    query = query.to(qkv.dtype.element_ty)
+    query = query.to(kind)
     bias_at = bias + row * bias_batch_stride + inside[:, None] * bias_stride
     result = _walk(query, keys + cache, values + cache, slot_stride, length, bias_at, scale, keys_at_once, steps)
     result_at = attended + ((row * tokens + token[:, None]) * heads + head) * size + own
     tl.store(result_at, result.to(attended.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _read(numbers, at, factor, of_column, scaled: tl.constexpr, kind: tl.constexpr):
+    """Numbers in float32, after their factors where they have some."""
+    found = tl.load(numbers + at).to(tl.float32)
+    if scaled:
+        found = multiplied(found, factor, of_column, at, at >= 0, kind)
+    return found
 
 
 @triton.jit

@@ -61,9 +61,8 @@ def short_layer(
     from policy.acceleration.attention_kernel import attend_with_new
     from policy.acceleration.product_kernel import multiply
 
-    batch, tokens, _ = x.shape
     rows, epsilon = x.contiguous().flatten(0, 1), layer.input_layernorm.epsilon
-    qkv = multiply(rows, *_weight(layer.qkv), epsilon=epsilon).view(batch, tokens, -1)
+    qkv = Rows(multiply(rows, *_weight(layer.qkv), epsilon=epsilon))
     attended = attend_with_new(qkv, cosine.contiguous(), sine.contiguous(), keys, values, slots.contiguous(), bias)
     rows = multiply(attended.flatten(0, 1), *_weight(layer.o_proj), residual=rows)
     gated = multiply(rows, *_weight(layer.gate_up), epsilon=epsilon, gated=True)
@@ -83,13 +82,20 @@ def long_layer(
     wanted: Tensor | None = None,
 ) -> tuple[Tensor, Rows]:
     """As `kernel_layer`, for passes of any length; what the last product gives is left to be added."""
+    from policy.acceleration.attention_kernel import attend_with_new
     from policy.acceleration.row_kernels import add_and_norm, gate, round_rows, turn_and_store
 
     rounded, epsilon, batch = isinstance(layer.qkv, Float8Linear), layer.input_layernorm.epsilon, x.shape[0]
     rows, normed = add_and_norm(x.flatten(0, 1), pending, epsilon, rounded)
-    queries = turn_and_store(_product(layer.qkv, normed), cosine, sine, keys, values, slots, x.dtype)
-    attended = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, enable_gqa=layer.grouped)
-    attended = attended.transpose(1, 2).flatten(2)
+    qkv = _product(layer.qkv, normed)
+    if len(rows) <= SHORT:
+        attended = attend_with_new(qkv, cosine.contiguous(), sine.contiguous(), keys, values, slots.contiguous(), bias)
+    else:
+        queries = turn_and_store(qkv, cosine, sine, keys, values, slots, x.dtype)
+        attended = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=bias, enable_gqa=layer.grouped
+        )
+        attended = attended.transpose(1, 2).flatten(2)
     if wanted is not None:
         attended, rows = taken(attended, wanted), taken(rows.view_as(x), wanted).flatten(0, 1)
     attended = attended.flatten(0, 1)

@@ -33,7 +33,7 @@ def add_and_norm(x: Tensor, added: Rows | None, epsilon: float, rounded: bool) -
     with torch.cuda.device_of(x):
         _add_and_norm[(rows,)](
             x,
-            *_arguments(added, x),
+            *factors_of(added, x),
             total,
             normed,
             factors,
@@ -56,7 +56,7 @@ def gate(both: Rows, rounded: bool) -> Rows:
     block = triton.next_power_of_2(columns) if rounded else min(2048, triton.next_power_of_2(columns))
     with torch.cuda.device_of(gated):
         _gate[rows, triton.cdiv(columns, block)](
-            *_arguments(both, both.numbers),
+            *factors_of(both, both.numbers),
             gated,
             factors,
             columns,
@@ -92,7 +92,7 @@ def turn_and_store(
     queries = torch.empty(batch, tokens, heads, size, device=keys.device, dtype=dtype)
     with torch.cuda.device_of(keys):
         _turn_and_store[batch * tokens, triton.cdiv(total, _HEADS)](
-            *_arguments(qkv, keys),
+            *factors_of(qkv, keys),
             cosine.contiguous(),
             sine.contiguous(),
             slots.contiguous(),
@@ -118,8 +118,8 @@ def _outputs(x: Tensor, columns: int, rounded: bool) -> tuple[Tensor, Tensor]:
     return numbers, torch.empty(x.shape[0] if rounded else 0, device=x.device)
 
 
-def _arguments(rows: Rows | None, instead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The kernels' first arguments; what is not there is any tensor, and not read."""
+def factors_of(rows: Rows | None, instead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers, factors of rows and of columns, as kernels take them; what is not there is any tensor, and not read."""
     if rows is None:
         return instead, instead, instead
     if rows.of_row is None or rows.of_column is None:
@@ -135,8 +135,8 @@ def _eight_bits(numbers):
 
 
 @triton.jit
-def _scaled(numbers, factor, of_column, at, inside, kind: tl.constexpr):
-    """Numbers in float32 after their factors, rounded as the product of `kind` that they are."""
+def multiplied(numbers, factor, of_column, at, inside, kind: tl.constexpr):
+    """Numbers in float32 after their factors, rounded as a product of `kind` is."""
     numbers = numbers.to(tl.float32) * factor * tl.load(of_column + at, mask=inside, other=0.0)
     return numbers.to(kind).to(tl.float32)
 
@@ -164,7 +164,7 @@ def _add_and_norm(
     if added:
         further = tl.load(more + at, mask=inside, other=0.0).to(tl.float32)
         if scaled:
-            further = _scaled(further, tl.load(of_row + row), of_column, column, inside, kind)
+            further = multiplied(further, tl.load(of_row + row), of_column, column, inside, kind)
         numbers = (numbers + further).to(kind).to(tl.float32)
         tl.store(total + at, numbers.to(kind), mask=inside)
     result = (numbers * tl.rsqrt(tl.sum(numbers * numbers, 0) / columns + epsilon)).to(kind)
@@ -196,8 +196,8 @@ def _gate(
     kind: tl.constexpr = both.dtype.element_ty
     if scaled:
         factor = tl.load(of_row + row)
-        gates = _scaled(gates, factor, of_column, column, inside, kind)
-        others = _scaled(others, factor, of_column, columns + column, inside, kind)
+        gates = multiplied(gates, factor, of_column, column, inside, kind)
+        others = multiplied(others, factor, of_column, columns + column, inside, kind)
     result = ((gates * tl.sigmoid(gates)).to(kind).to(tl.float32) * others).to(kind)
     result_at = gated + row.to(tl.int64) * columns + column
     if rounded:
@@ -253,8 +253,8 @@ def _turn_and_store(
     other = tl.load(start + partner_at, mask=inside, other=0.0).to(tl.float32)
     if scaled:
         factor = tl.load(of_row + row)
-        own = _scaled(own, factor, of_column, own_at, inside, kind)
-        other = _scaled(other, factor, of_column, partner_at, inside, kind)
+        own = multiplied(own, factor, of_column, own_at, inside, kind)
+        other = multiplied(other, factor, of_column, partner_at, inside, kind)
     table = row * size + feature
     cosines = tl.load(cosine + table, mask=feature < size, other=0.0).to(tl.float32)
     sines = tl.load(sine + table, mask=feature < size, other=0.0).to(tl.float32)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from policy.acceleration.rows import Rows
 from policy.openvla.language_model import rotary_tables, rotate
 
 CUDA = torch.cuda.is_available()
@@ -53,7 +54,7 @@ def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int,
     positions, slots, bias = tree(batch, tokens, length)
     tables = rotary_tables(positions, size, 1e4, DTYPE)
 
-    attended = attend_with_new(qkv, *tables, found[0], found[1], slots, bias)
+    attended = attend_with_new(Rows(qkv.flatten(0, 1)), *tables, found[0], found[1], slots, bias)
 
     split = qkv.unflatten(-1, (-1, size)).transpose(1, 2)
     rotated = rotate(split[:, : heads + key_heads].float(), *(table.float() for table in tables))
@@ -68,6 +69,23 @@ def test_attention_over_a_cache_that_the_pass_writes_to(tokens: int, heads: int,
 
 
 @needs_kernel
+def test_factors_that_a_product_left_come_first() -> None:
+    pytest.importorskip("triton")
+    from policy.acceleration.attention_kernel import attend_with_new
+
+    positions, slots, bias = tree(2, 3, 40)
+    tables = rotary_tables(positions, 32, 1e4, DTYPE)
+    qkv = numbers(6, 4 * 32)
+    of_row, of_column = (torch.rand(count, device=DEVICE) + 0.5 for count in (6, 128))
+    found, want = (numbers(2, 2, 1, 40, 32, seed=1) for _ in range(2))
+    rows = Rows(qkv, of_row, of_column)
+    attended = attend_with_new(rows, *tables, found[0], found[1], slots, bias)
+    plain = attend_with_new(Rows(rows.multiplied(DTYPE)), *tables, want[0], want[1], slots, bias)
+    torch.testing.assert_close(found, want, rtol=ROUNDING, atol=ROUNDING)
+    torch.testing.assert_close(attended, plain, rtol=ROUNDING, atol=ROUNDING)
+
+
+@needs_kernel
 def test_a_token_that_may_look_nowhere_gets_zeros() -> None:
     pytest.importorskip("triton")
     from policy.acceleration.attention_kernel import attend_with_new
@@ -75,7 +93,7 @@ def test_a_token_that_may_look_nowhere_gets_zeros() -> None:
     positions, slots, bias = tree(1, 3, 40)
     bias[:, :, 1] = float("-inf")
     tables = rotary_tables(positions, 32, 1e4, DTYPE)
-    attended = attend_with_new(numbers(1, 3, 96), *tables, numbers(1, 1, 40, 32), numbers(1, 1, 40, 32), slots, bias)
+    attended = attend_with_new(Rows(numbers(3, 96)), *tables, numbers(1, 1, 40, 32), numbers(1, 1, 40, 32), slots, bias)
     assert attended[0, 1].eq(0).all()
     assert torch.isfinite(attended).all()
     assert attended[0, 0].ne(0).any()
