@@ -36,9 +36,9 @@ def attend_with_new(
     """Attended values `[B, S, heads * D]` of a few tokens, whose keys and values go to the cache first.
 
     qkv: rows of B * S tokens, `(heads + 2 * key heads) * D` wide, before rotary positions. cosine, sine:
-    `[B, 1, S, D]`, contiguous. slots: int64 `[B, S]`, where each token's key and value go. keys, values: one layer's
-    cache, `[B, key heads, length, D]`, D a power of two, both laid out alike. bias: `[B, 1, S, length]`, 0 where a
-    token may look, else -inf. The last axis of each is dense.
+    `[B, 1, S, D]`, contiguous. slots: int64 `[B, S]`, contiguous, where each token's key and value go. keys, values:
+    one layer's cache, `[B, key heads, length, D]`, D a power of two, both laid out alike. bias: `[B, 1, S, length]`,
+    0 where a token may look, else -inf. The last axis of each is dense.
     """
     (batch, tokens), (_, key_heads, length, size) = slots.shape, keys.shape
     heads = qkv.numbers.shape[1] // size - 2 * key_heads
@@ -49,7 +49,6 @@ def attend_with_new(
             cosine,
             sine,
             slots,
-            slots.stride(0),
             *_cache(keys, values, bias, heads),
             attended,
             tokens,
@@ -78,7 +77,6 @@ def _attend_with_new(
     cosine,
     sine,
     slots,
-    slots_stride,
     keys,
     values,
     batch_stride,
@@ -122,7 +120,7 @@ def _attend_with_new(
     new_key += _read(numbers, key_at + partner, factor, of_column, scaled, kind) * sines
     new_value = _read(numbers, value_at + own, factor, of_column, scaled, kind)
 
-    new_at = cache + tl.load(slots + row * slots_stride + inside)[:, None] * slot_stride + own
+    new_at = cache + tl.load(slots + row * tokens + inside)[:, None] * slot_stride + own
     # Heads that share keys write the same numbers to the same places.
     tl.store(keys + new_at, new_key.to(kind), mask=live)
     tl.store(values + new_at, new_value.to(kind), mask=live)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from policy.acceleration.kernel_layer import added, kernel_layer
+from policy.acceleration.kernel_layer import View, added, kernel_layer
 from policy.acceleration.rows import Rows
 from policy.decoding.cache import StaticCache
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate, taken
@@ -137,6 +137,7 @@ class FusedLanguageModel(LanguageModel):
         slots = positions if slots is None else slots
         bias = _additive(cache.causal_mask(slots) if mask is None else mask, embeddings.dtype)
         cosine, sine = rotary_tables(positions, self.config.head_size, self.config.rotary_base, embeddings.dtype)
+        cosine, sine, slots = (table.contiguous() for table in (cosine, sine, slots))
         rows = torch.arange(batch, device=embeddings.device)[:, None]
         x, pending = embeddings, cast(Rows | None, None)
         with nullcontext() if self._attention is None else sdpa_kernel(self._attention):
@@ -144,7 +145,8 @@ class FusedLanguageModel(LanguageModel):
                 last = wanted if index == len(self.model.layers) - 1 else None
                 keys, values = cache.keys[index], cache.values[index]
                 if x.is_cuda and isinstance(layer, FusedLayer) and layer.own_kernels:
-                    x, pending = kernel_layer(layer, x, pending, cosine, sine, keys, values, slots, bias, last)
+                    view = View(cosine, sine, keys, values, slots, bias)
+                    x, pending = kernel_layer(layer, x, pending, view, last)
                 else:
                     x = layer(x, cosine, sine, keys, values, rows, slots, bias, last)
         return self.model.norm(added(x, pending))

@@ -10,7 +10,7 @@ libraries' products are faster than ours, and what lies between two of them is o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -24,38 +24,41 @@ if TYPE_CHECKING:
     from policy.acceleration.fused_language import FusedLayer
 
 
+class View(NamedTuple):
+    """A layer's part of the cache, and where in it a pass's tokens are: as for `FusedLayer.forward`, and contiguous but
+    for the cache and the bias.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    bias: Tensor
+
+
 def kernel_layer(
     layer: FusedLayer,
     x: Tensor,
     pending: Rows | None,
-    cosine: Tensor,
-    sine: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    bias: Tensor,
+    view: View,
     wanted: Tensor | None = None,
 ) -> tuple[Tensor, Rows | None]:
     """Inputs `[B, S, width]`, to which `pending` is still to be added, to outputs of that kind; writes to the cache.
 
-    The other arguments are those of `FusedLayer.forward`.
+    wanted: see `FusedLayer.forward`.
     """
     rounded = isinstance(layer.qkv, Float8Linear)
     if not rounded and x.shape[0] * x.shape[1] <= SHORT:
-        x = short_layer(layer, added(x, pending), cosine, sine, keys, values, slots, bias)
+        x = short_layer(layer, added(x, pending), view)
         return (x if wanted is None else taken(x, wanted)), None
-    return long_layer(layer, x, pending, cosine, sine, keys, values, slots, bias, wanted)
+    return long_layer(layer, x, pending, view, wanted)
 
 
 def short_layer(
     layer: FusedLayer,
     x: Tensor,
-    cosine: Tensor,
-    sine: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    bias: Tensor,
+    view: View,
 ) -> Tensor:
     """Outputs `[B, S, width]` of inputs `[B, S, width]` in five launches."""
     from policy.acceleration.attention_kernel import attend_with_new
@@ -63,7 +66,7 @@ def short_layer(
 
     rows, epsilon = x.contiguous().flatten(0, 1), layer.input_layernorm.epsilon
     qkv = Rows(multiply(rows, *_weight(layer.qkv), epsilon=epsilon))
-    attended = attend_with_new(qkv, cosine.contiguous(), sine.contiguous(), keys, values, slots.contiguous(), bias)
+    attended = attend_with_new(qkv, *view)
     rows = multiply(attended.flatten(0, 1), *_weight(layer.o_proj), residual=rows)
     gated = multiply(rows, *_weight(layer.gate_up), epsilon=epsilon, gated=True)
     return multiply(gated, *_weight(layer.down_proj), residual=rows).view_as(x)
@@ -73,12 +76,7 @@ def long_layer(
     layer: FusedLayer,
     x: Tensor,
     pending: Rows | None,
-    cosine: Tensor,
-    sine: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    slots: Tensor,
-    bias: Tensor,
+    view: View,
     wanted: Tensor | None = None,
 ) -> tuple[Tensor, Rows]:
     """As `kernel_layer`, for passes of any length; what the last product gives is left to be added."""
@@ -89,11 +87,11 @@ def long_layer(
     rows, normed = add_and_norm(x.flatten(0, 1), pending, epsilon, rounded)
     qkv = _product(layer.qkv, normed)
     if len(rows) <= SHORT:
-        attended = attend_with_new(qkv, cosine.contiguous(), sine.contiguous(), keys, values, slots.contiguous(), bias)
+        attended = attend_with_new(qkv, *view)
     else:
-        queries = turn_and_store(qkv, cosine, sine, keys, values, slots, x.dtype)
+        queries = turn_and_store(qkv, *view[:-1], x.dtype)
         attended = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=bias, enable_gqa=layer.grouped
+            queries, view.keys, view.values, attn_mask=view.bias, enable_gqa=layer.grouped
         )
         attended = attended.transpose(1, 2).flatten(2)
     if wanted is not None:

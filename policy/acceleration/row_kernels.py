@@ -83,8 +83,9 @@ def turn_and_store(
     """Queries `[B, heads, S, D]` of `dtype` after rotary positions, laid out token by token; keys, turned alike, and
     values go to the cache.
 
-    qkv: rows of B * S tokens, `(heads + 2 * key heads) * D` wide. cosine, sine: `[B, 1, S, D]`. keys, values: one
-    layer's cache, `[B, key heads, length, D]`, both laid out alike, last axis dense. slots: int64 `[B, S]`.
+    qkv: rows of B * S tokens, `(heads + 2 * key heads) * D` wide. cosine, sine: `[B, 1, S, D]`, contiguous. keys,
+    values: one layer's cache, `[B, key heads, length, D]`, both laid out alike, last axis dense. slots: int64 `[B, S]`,
+    contiguous.
     """
     (batch, tokens), (_, key_heads, _, size) = slots.shape, keys.shape
     total = qkv.numbers.shape[1] // size
@@ -93,9 +94,9 @@ def turn_and_store(
     with torch.cuda.device_of(keys):
         _turn_and_store[batch * tokens, triton.cdiv(total, _HEADS)](
             *factors_of(qkv, keys),
-            cosine.contiguous(),
-            sine.contiguous(),
-            slots.contiguous(),
+            cosine,
+            sine,
+            slots,
             queries,
             keys,
             values,

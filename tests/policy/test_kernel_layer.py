@@ -17,7 +17,7 @@ from policy.acceleration import rows as own_rows
 from policy.acceleration.float8 import CAPABILITY, Float8Linear, quantise_rows
 from policy.acceleration.fused_language import FusedLayer
 from policy.acceleration.int8 import Int8Linear
-from policy.acceleration.kernel_layer import added, kernel_layer, long_layer, short_layer
+from policy.acceleration.kernel_layer import View, added, kernel_layer, long_layer, short_layer
 from policy.acceleration.rows import Rows, check_kernels
 from policy.openvla.config import LanguageConfig
 from policy.openvla.language_model import Layer, rotary_tables, taken
@@ -79,7 +79,7 @@ def test_five_launches_are_a_layer(kind: Kind | None, batch: int, tokens: int) -
     found, want = caches(batch, CONFIG)
     rows = torch.arange(batch, device=DEVICE)[:, None]
     torch.testing.assert_close(
-        short_layer(layer, x, cosine, sine, *found, slots, bias),
+        short_layer(layer, x, View(cosine, sine, *found, slots, bias)),
         layer(x, cosine, sine, *want, rows, slots, bias),
         rtol=ROUNDING,
         atol=ROUNDING,
@@ -100,9 +100,9 @@ def test_a_long_pass_is_a_layer_and_leaves_a_sum_to_be_made(
     x, cosine, sine, slots, bias = inputs(batch, tokens)
     found, want = caches(batch, config)
     rows, wanted = torch.arange(batch, device=DEVICE)[:, None], torch.tensor([[0, tokens - 1]] * batch, device=DEVICE)
-    shared = cosine, sine, *found, slots, bias
-    first = long_layer(layer, x, None, *shared)
-    second = added(*long_layer(layer, *first, *shared, wanted=wanted))
+    view = View(cosine, sine, *found, slots, bias)
+    first = long_layer(layer, x, None, view)
+    second = added(*long_layer(layer, *first, view, wanted))
     plain = layer(x, cosine, sine, *want, rows, slots, bias)
     # A number that rounds to the other of two 8-bit neighbours changes all outputs of its token.
     rounding = 0.1 if kind is Float8Linear else 2 * ROUNDING
@@ -121,7 +121,7 @@ def test_passes_of_few_and_of_many_tokens_follow_each_other() -> None:
         x, cosine, sine, slots, bias = inputs(1, tokens)
         found, want = caches(1, CONFIG)
         pending = Rows(torch.ones_like(x[0]))
-        got, left = kernel_layer(layer, x, pending, cosine, sine, *found, slots, bias)
+        got, left = kernel_layer(layer, x, pending, View(cosine, sine, *found, slots, bias))
         assert (left is None) == (tokens == 16)
         plain = layer(x + 1, cosine, sine, *want, torch.zeros(1, 1, dtype=torch.long, device=DEVICE), slots, bias)
         torch.testing.assert_close(added(got, left), plain, rtol=2 * ROUNDING, atol=2 * ROUNDING)
