@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from policy.types import Action, DecodeTrace, Observation, PolicySpec
+from sim.expert.posture import bent
 from sim.expert.recipes import Skill, skill_for
 from sim.expert.state import SimulatorState
 from sim.expert.variation import Variation
@@ -40,7 +41,7 @@ class Expert:
         decision = self._skill(self.state)
         self.phase = decision.phase
         self.focus = decision.focus or self.focus
-        return self._variation(decision, self.state.hand_position)
+        return bent(self._variation(decision, self.state.hand_position), self.state)
 
 
 def make_expert(env: SimulatedWorld) -> Expert:
