@@ -38,11 +38,7 @@ class View(NamedTuple):
 
 
 def kernel_layer(
-    layer: FusedLayer,
-    x: Tensor,
-    pending: Rows | None,
-    view: View,
-    wanted: Tensor | None = None,
+    layer: FusedLayer, x: Tensor, pending: Rows | None, view: View, wanted: Tensor | None = None
 ) -> tuple[Tensor, Rows | None]:
     """Inputs `[B, S, width]`, to which `pending` is still to be added, to outputs of that kind; writes to the cache.
 
@@ -55,11 +51,7 @@ def kernel_layer(
     return long_layer(layer, x, pending, view, wanted)
 
 
-def short_layer(
-    layer: FusedLayer,
-    x: Tensor,
-    view: View,
-) -> Tensor:
+def short_layer(layer: FusedLayer, x: Tensor, view: View) -> Tensor:
     """Outputs `[B, S, width]` of inputs `[B, S, width]` in five launches."""
     from policy.acceleration.attention_kernel import attend_with_new
     from policy.acceleration.product_kernel import multiply
@@ -73,11 +65,7 @@ def short_layer(
 
 
 def long_layer(
-    layer: FusedLayer,
-    x: Tensor,
-    pending: Rows | None,
-    view: View,
-    wanted: Tensor | None = None,
+    layer: FusedLayer, x: Tensor, pending: Rows | None, view: View, wanted: Tensor | None = None
 ) -> tuple[Tensor, Rows]:
     """As `kernel_layer`, for passes of any length; what the last product gives is left to be added."""
     from policy.acceleration.attention_kernel import attend_with_new

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from policy.decoding.config import DecodingConfig
-from policy.drafting.registry import HEADS
+from policy.drafting.registry import HEADS, SEEING_DRAFTERS
 from policy.openvla.config import ACTION_DIMENSIONS
 
 PLAIN = "autoregressive"
@@ -51,12 +51,13 @@ def further_tokens(row: Mapping[str, Any]) -> float:
 
 
 def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """None for what was not measured. Ratios are over plain decoding in the same race."""
+    """None for what was not measured. Ratios are over plain decoding in the same race, lengths those of the published
+    method's head.
+    """
     found = {row["decoding"]: row for row in rows}
 
-    def of_head(suffix: str) -> float | None:
-        lengths = [further_tokens(found[name]) for head in HEADS if (name := f"{head} alone{suffix}") in found]
-        return max(lengths, default=None)
+    def length(name: str) -> float | None:
+        return further_tokens(found[name]) if name in found else None
 
     def ratio(name: str) -> float | None:
         return found[PLAIN]["mean_ms"] / found[name]["mean_ms"] if {PLAIN, name} <= set(found) else None
@@ -65,8 +66,8 @@ def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
     return {
         "untrained_exact_ms": found["exact"]["mean_ms"] if "exact" in found else None,
         "best_trained_exact_ms": min(trained, default=None),
-        "head_accept_length_exact": of_head(""),
-        "head_accept_length_r9": of_head(f", r={PAPER_RADIUS}"),
+        "head_accept_length_exact": length("eagle alone"),
+        "head_accept_length_r9": length(f"eagle alone, r={PAPER_RADIUS}"),
         "spec_vla_rerun_strict_ratio": ratio(STRICT_PAPER),
         "spec_vla_rerun_relaxed_ratio": ratio(RELAXED_PAPER),
     }
@@ -74,4 +75,4 @@ def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
 
 def is_trained(row: Mapping[str, Any]) -> bool:
     """Whether a network drafts in this row."""
-    return bool(row.get("head")) or "draft-vla" in row.get("drafters", ())
+    return bool(row.get("head")) or any(name in SEEING_DRAFTERS for name in row.get("drafters", ()))

@@ -43,6 +43,7 @@ ARRANGEMENTS: dict[str, tuple[Acceleration, bool]] = {
     "int8, compiled": (Acceleration(compiled=True, kernels="skinny", precision="int8"), True),
     "fp8": (Acceleration(precision="fp8"), True),
     "fp8, compiled": (Acceleration(compiled=True, precision="fp8"), True),
+    "fp8, skinny": (Acceleration(compiled=True, kernels="skinny", precision="fp8"), True),
 }
 """By name, the arrangement and whether passes are replayed as graphs on a GPU."""
 
