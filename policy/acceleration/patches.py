@@ -9,8 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from policy.openvla.config import PATCH_SIDE
-from policy.openvla.vision import PatchEmbedding
+from policy.openvla.vision import PatchEmbedding, patch_rows
 
 # Matrix products want rows that start at multiples of 16 bytes: 588 numbers are filled up to 592.
 _ALIGNMENT = 8
@@ -31,8 +30,4 @@ class PatchProduct(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels `[B, 3, H, W]` to `[B, patches, width]`, patches row by row."""
-        batch, channels, height, width = pixels.shape
-        rows, columns = height // PATCH_SIDE, width // PATCH_SIDE
-        patches = pixels.reshape(batch, channels, rows, PATCH_SIDE, columns, PATCH_SIDE)
-        flat = patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
-        return functional.linear(functional.pad(flat, (0, self.padding)), self.weight, self.bias)
+        return functional.linear(functional.pad(patch_rows(pixels), (0, self.padding)), self.weight, self.bias)

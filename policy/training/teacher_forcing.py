@@ -18,6 +18,8 @@ class TrainedPolicy(nn.Module):
     def __init__(self, network: OpenVLA) -> None:
         super().__init__()
         self.network = network
+        for tower in (network.vision_backbone.featurizer, network.vision_backbone.fused_featurizer):
+            tower.patch_embed.as_product = True
         self.auxiliary = nn.Linear(network.config.language.width, PRIVILEGED_SIZE)
 
     def compile_blocks(self) -> None:
@@ -42,8 +44,8 @@ class TrainedPolicy(nn.Module):
         """
         features = self.network.image_features(pixels)
         embeddings = self.network.embed(token_ids, features)
-        count, length = embeddings.shape[:2]
-        positions = torch.arange(length, device=embeddings.device).expand(count, length)
+        # One row for all: tables of a row each would be as large as the queries and keys that they turn.
+        positions = torch.arange(embeddings.shape[1], device=embeddings.device)[None]
         hidden = self.network.language_model(embeddings, positions)
         # the hidden state at the last prompt position predicts the first action token
         last = prompt_lengths + features.shape[1] - 1
@@ -61,6 +63,14 @@ class PromptTable:
         self.width = max(map(len, ids)) + ACTION_DIMENSIONS - 1
         self.lengths = torch.tensor([len(row) for row in ids], device=device)
         self.ids = torch.tensor([row + [0] * (self.width - len(row)) for row in ids], device=device)
+        self._found: dict[tuple[str, ...], torch.Tensor] = {}
+
+    def of(self, instructions: list[str]) -> torch.Tensor:
+        """Their rows in this table, int64. Kept, as the host waits whenever numbers are brought to a device."""
+        key = tuple(instructions)
+        if key not in self._found:
+            self._found[key] = torch.tensor([self.index[text] for text in key], device=self.ids.device)
+        return self._found[key]
 
     def rows(self, task: torch.Tensor, action_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Prompt ids with the six teacher-forced action ids behind them, `[B, T]`, and prompt lengths `[B]`."""

@@ -11,7 +11,8 @@ from policy.openvla.checkpoint import load_checkpoint
 from policy.openvla.images import encode_frame
 from policy.training.behavior_cloning import BehaviorCloning
 from policy.training.config import NetworkSize, TrainingConfig
-from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta
+from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta, list_demonstrations
+from policy.training.frames import FrameStore
 from policy.training.objective import ObjectiveConfig
 
 INSTRUCTIONS = ["pick up the milk and place it in the basket", "open the drawer"]
@@ -168,3 +169,21 @@ def test_prompts_carry_the_action_tokens_behind_them(config: TrainingConfig):
 def test_no_demonstrations_is_said_plainly(config: TrainingConfig, tmp_path: Path):
     with pytest.raises(RuntimeError, match="0 training episodes"):
         BehaviorCloning(replaced(config, demonstrations=[tmp_path / "none"], wait_seconds=0.1))
+
+
+def test_a_full_store_keeps_the_newest_frames(tmp_path: Path):
+    for seed in range(3):
+        record(tmp_path, 1000 + seed, INSTRUCTIONS[seed % 2], steps=4)
+    store = FrameStore([tmp_path], capacity=10, device=torch.device("cpu"), processes=1)
+    assert store.refresh(wait=True) == 12
+    record(tmp_path, 1003, INSTRUCTIONS[1], steps=4)
+    assert store.refresh(wait=True) == 4
+    store.close()
+    assert (store.count, store.episodes) == (10, 4)
+    recorded = [Demonstration.load(path) for path in list_demonstrations(tmp_path)]
+    newest = np.concatenate([episode.actions for episode in recorded])[-10:]
+    assert sorted(store.actions.tolist()) == sorted(newest.tolist())
+    kept = store.rows(torch.arange(10))
+    for episode in recorded[2:]:
+        of_it = [row for row in range(10) if store.actions[row].tolist() in episode.actions.tolist()]
+        assert {store.instructions[kept.task[row]] for row in of_it} == {episode.meta.instruction}
