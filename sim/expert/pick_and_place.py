@@ -37,7 +37,7 @@ AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a t
 CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close inside this zone
 KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
 FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
-FULLY_ALIGNED = 0.15  # beyond this angle stay at hover height
+ALIGNED, TWISTED = 0.12, 0.45  # angles between which the hand stays ever higher above the grasp, up to hover height
 TURN_FIRST = 0.35  # beyond this angle turn at `turn_at`, where that is given
 FOLDED = 0.36  # horizontal distance of the hand from the robot's base below which the elbow is at its limit
 APPROACH_SPEED, LIFT_SPEED, LOWER_SPEED = 0.9, 0.12, 0.6
@@ -156,7 +156,7 @@ class PickAndPlace:
         ready = lateral < CLOSE_LATERAL and abs(along) < CLOSE_ALONG and angle < CLOSE_ANGLE
         if gap > approach.empty_gap and (ready or (near and gap < FINGERS_MOVING)):
             target = grasp.position.copy()
-            if gap < FINGERS_MOVING:
+            if not self._free(state):
                 target[2] = hand[2] + CREEP
             return Decision(servo(state, target, grasp.rotation, CLOSE, planar=0.3, vertical=0.3), "close")
         outward = (hand - state.base_position) * [1.0, 1.0, 0.0]
@@ -172,7 +172,8 @@ class PickAndPlace:
         # A funnel along the tool: the height above the grasp is a function of the lateral error.
         safe = max(approach.hover, approach.safe_height - grasp.position[2])
         height = ramp(lateral, (CLOSE_LATERAL, CLOSE_LATERAL + 0.02, 0.10), (0.0, approach.hover, safe))
-        if angle > FULLY_ALIGNED or (gap < approach.open_gap and not near):
+        height = max(height, ramp(angle, (ALIGNED, TWISTED), (0.0, approach.hover)))
+        if gap < approach.open_gap and not near:
             height = max(height, approach.hover)
         if lateral > 0.7 * CLOSE_LATERAL and state.gripper_touches_other(self.name):
             height = max(height, along + 0.03)
