@@ -143,14 +143,14 @@ def encode_frame(image: np.ndarray) -> bytes:
 
 def decode_frame(jpeg: bytes) -> np.ndarray:
     """The second half of `libero_frame`: uint8 `[224, 224, 3]` from the stream that `encode_frame` made."""
-    return lanczos_resize(_decoded(jpeg), IMAGE_SIDE)
+    return lanczos_resize(decode_jpeg(jpeg), IMAGE_SIDE)
 
 
 def compressed_frame(image: np.ndarray) -> np.ndarray:
     """What JPEG leaves of a frame uint8 `[H, W, 3]`, turned by 180 degrees: the part of `libero_frame` that only the
     host can do.
     """
-    return _decoded(encode_frame(image))
+    return decode_jpeg(encode_frame(image))
 
 
 def center_crop(frame: np.ndarray) -> np.ndarray:
@@ -158,9 +158,10 @@ def center_crop(frame: np.ndarray) -> np.ndarray:
     return bilinear_crop(frame, LIBERO_CROP_SIDE)
 
 
-def _decoded(jpeg: bytes) -> np.ndarray:
-    """TensorFlow decodes with libjpeg's fast integer DCT, which differs from the accurate one by about 1 level on
-    average.
+def decode_jpeg(jpeg: bytes) -> np.ndarray:
+    """Uint8 `[H, W, 3]` RGB of a JPEG stream, with TensorFlow's pixels.
+
+    TensorFlow decodes with libjpeg's fast integer DCT, which differs from the accurate one by about 1 level on average.
     """
     return simplejpeg.decode_jpeg(jpeg, fastdct=True, fastupsample=False)
 

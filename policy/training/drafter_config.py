@@ -19,8 +19,10 @@ _LEARNING_RATES = {"eagle": 3e-4, "parallel": 3e-4, DRAFT_VLA: 1e-3}
 
 @dataclass(frozen=True)  # no slots: jsonargparse reads a nested default's __dict__
 class DrafterTrainingConfig:
-    """target: the checkpoint to draft for, a directory or a hub id. frames: a folder of demonstrations, or
-        "module:function" for any other data set, see docs/drafters.md.
+    """target: the checkpoint to draft for, a directory or a hub id. frames: a folder of demonstrations, a
+        LeRobot or RLDS data set, or "module:function" for any other, see docs/drafters.md.
+    camera: which of a data set's cameras. turned: whether a data set stores pictures turned by 180 degrees against what
+        the camera gives; left out, it does where the target is of LIBERO.
     shape: "7b" widens the target to the sizes of the published OpenVLA-7B first, without changing what it computes; for
         measurements where no such checkpoint is at hand.
     kind: "eagle" and "parallel" are heads, "draft-vla" a small model of its own.
@@ -40,6 +42,8 @@ class DrafterTrainingConfig:
     target: str
     frames: str
     kind: Kind
+    camera: str | None = None
+    turned: bool | None = None
     output: Path | None = None
     shape: Literal["own", "7b"] = "own"
     unnorm_key: str | None = None

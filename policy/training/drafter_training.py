@@ -27,9 +27,10 @@ from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
 from policy.openvla.images import PreprocessorSettings, resolve_image_path
 from policy.openvla.prompt import Prompter
 from policy.training.acceptance_score import AcceptanceScore, average
+from policy.training.contact_sheet import save_contact_sheet
 from policy.training.draft_vla_student import DraftVLAStudent
 from policy.training.drafter_config import DRAFT_VLA, DrafterTrainingConfig
-from policy.training.frame_library import load_libraries, read_episodes
+from policy.training.frame_library import FrameSource, load_libraries, read_episodes
 from policy.training.head_student import HeadStudent
 from policy.training.teacher import ActionBook, Teacher
 from policy.training.widen import OPENVLA_7B_SIZES, widened
@@ -69,7 +70,8 @@ class DrafterTraining:
         settings = PreprocessorSettings.load(directory)
         self.output = config.output or trained_folder(directory, config.kind)
         image_path = resolve_image_path(config.image_path, dataset)
-        episodes = read_episodes(config.frames, image_path, settings, config.decoders)
+        source = FrameSource(config.frames, config.camera, config.turned)
+        episodes = read_episodes(source, image_path, settings, config.decoders)
         libraries = load_libraries(episodes, config.capacity, config.held_out_every)
         report(f"{len(libraries[0])} frames to train on, {len(libraries[1])} to validate with")
         device = choose_device(config.device)
@@ -91,6 +93,8 @@ class DrafterTraining:
         self.device, self.step, self.elapsed = device, 0, 0.0
         self.folder = self.output.with_name(f"{self.output.name}-training")
         self.folder.mkdir(parents=True, exist_ok=True)
+        save_contact_sheet(libraries[0].frames.numpy(), self.folder / "frames.png")
+        report(f"some of them, which should stand upright: {self.folder / 'frames.png'}")
         if config.resume:
             self._resume()
         if self.step == 0:

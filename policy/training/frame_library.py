@@ -1,8 +1,8 @@
 """Frames and instructions to train a drafter on: where they come from, and a store in memory.
 
 Actions are not among them: a drafter learns what its target does, and the target is asked. So any pictures of the
-target's world serve, labelled or not. Knows the demonstration format and how to ask a stranger's code for episodes;
-`docs/drafters.md` has adapters for LeRobot and RLDS data sets.
+target's world serve, labelled or not. Knows the demonstration format, which folders are data sets of others, and how to
+ask a stranger's code for episodes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from torch import Tensor
 
 from policy.openvla.config import IMAGE_SIDE
 from policy.openvla.images import ImagePath, PreprocessorSettings, center_crop, decode_frame, sized_frame
+from policy.openvla.resampling import lanczos_resize
+from policy.training.camera_episode import CameraEpisode, CameraEpisodes
+from policy.training.datasets.lerobot import LeRobotFolder
+from policy.training.datasets.rlds import RLDSFolder
 from policy.training.demonstrations import Demonstration, list_demonstrations
 from policy.training.frames import is_held_out
 
@@ -27,18 +31,19 @@ FRAME_SHAPE = (IMAGE_SIDE, IMAGE_SIDE, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class CameraEpisode:
-    """What an adapter yields. name: tells episodes apart, and decides which are kept for validation.
-    images: uint8 `[H, W, 3]` RGB each, as the robot's camera gives them to a policy (unrotated, uncropped).
+class FrameSource:
+    """frames: a folder of demonstrations, a LeRobot data set, the version of an RLDS data set, or "module:function", an
+        adapter.
+    camera: which of a data set's cameras; may be left out where there is one.
+    turned: whether a data set stores pictures turned by 180 degrees against what the camera gives to a policy. Left
+        out, they are where the target is of LIBERO, as in all of LIBERO's published LeRobot and RLDS data sets.
+
+    Demonstrations and adapters have one camera and know how it is turned.
     """
 
-    name: str
-    instruction: str
-    images: Iterable[np.ndarray]
-
-
-CameraEpisodes = Callable[[], Iterable[CameraEpisode]]
-"""An adapter: called without arguments, gives the episodes of a data set one by one."""
+    frames: str
+    camera: str | None = None
+    turned: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +56,52 @@ class SizedEpisode:
 
 
 def read_episodes(
-    source: str, image_path: ImagePath, settings: PreprocessorSettings, processes: int
+    source: FrameSource, image_path: ImagePath, settings: PreprocessorSettings, processes: int
 ) -> Iterator[SizedEpisode]:
-    """The episodes of a source: a folder of demonstrations with frames, or "module:function", an adapter.
+    """The episodes of a source. Raises ValueError for one that is none or has nothing, and for damaged files."""
+    folder = Path(source.frames)
+    if LeRobotFolder.holds(folder) or RLDSFolder.holds(folder):
+        turned = image_path == "libero" if source.turned is None else source.turned
+        data_set = (LeRobotFolder if LeRobotFolder.holds(folder) else RLDSFolder)(folder, source.camera)
+        prepare = stored_frame if turned else sized_frame
+        yield from _sized(data_set.episodes(), lambda image: prepare(image, image_path, settings))
+    elif (source.camera, source.turned) != (None, None):
+        raise ValueError(
+            f"camera {source.camera!r} and turned {source.turned} are for LeRobot and RLDS data sets, and "
+            f"{source.frames!r} is neither; leave them out"
+        )
+    elif folder.is_dir():
+        yield from _demonstration_episodes(folder, processes)
+    else:
+        yield from _sized(_adapter(source.frames)(), lambda image: sized_frame(image, image_path, settings))
 
-    Raises ValueError for a source that is neither or has nothing.
+
+def stored_frame(image: np.ndarray, path: ImagePath, settings: PreprocessorSettings) -> np.ndarray:
+    """As `sized_frame`, of a picture uint8 `[H, W, 3]` that was stored turned by 180 degrees.
+
+    The LIBERO path imitates such data sets: it turns and compresses what a camera gives, which was done to these
+    pictures before they were stored. So only what follows is left to do, and a second JPEG is not put upon the first.
     """
-    if Path(source).is_dir():
-        paths = list_demonstrations(source)
-        if not paths:
-            raise ValueError(f"{source} has no demonstrations; record some with scripts/collect_demos.py")
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(_read_demonstration, paths)
-        return
-    for episode in _adapter(source)():
-        frames = [sized_frame(np.asarray(image), image_path, settings) for image in episode.images]
+    if path == "libero":
+        return center_crop(lanczos_resize(image, IMAGE_SIDE))
+    return sized_frame(image[::-1, ::-1], path, settings)
+
+
+def _sized(episodes: Iterable[CameraEpisode], prepare: Callable[[np.ndarray], np.ndarray]) -> Iterator[SizedEpisode]:
+    for episode in episodes:
+        frames = [prepare(np.asarray(image)) for image in episode.images]
         if frames:
             yield SizedEpisode(episode.name, episode.instruction, np.stack(frames))
+
+
+def _demonstration_episodes(folder: Path, processes: int) -> Iterator[SizedEpisode]:
+    paths = list_demonstrations(folder)
+    if not paths:
+        versions = [str(path) for path in sorted(folder.iterdir()) if RLDSFolder.holds(path)]
+        hint = f"give {versions[-1]}" if versions else "record some with scripts/collect_demos.py"
+        raise ValueError(f"{folder} has no demonstrations and is no LeRobot or RLDS data set; {hint}")
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_read_demonstration, paths)
 
 
 def _read_demonstration(path: Path) -> SizedEpisode:
@@ -85,8 +119,8 @@ def _adapter(source: str) -> CameraEpisodes:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"frames are {source!r}; they must be a folder of demonstrations or 'module:function' that yields "
-            f"CameraEpisode: {error}"
+            f"frames are {source!r}; they must be a folder (demonstrations, a LeRobot or an RLDS data set) or "
+            f"'module:function' that yields CameraEpisode: {error}"
         ) from error
     return found
 

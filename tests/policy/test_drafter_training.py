@@ -20,10 +20,11 @@ from policy.openvla.images import PreprocessorSettings, pixel_values
 from policy.openvla.prompt import Prompter
 from policy.runtime import Policy
 from policy.training.acceptance_score import AcceptanceScore, average
+from policy.training.camera_episode import CameraEpisode
 from policy.training.config import NetworkSize
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.drafter_training import DrafterTraining
-from policy.training.frame_library import CameraEpisode, FrameLibrary, load_libraries, read_episodes
+from policy.training.frame_library import FrameLibrary, FrameSource, load_libraries, read_episodes
 from policy.training.teacher import ActionBook, Teacher
 from policy.types import Observation
 
@@ -138,7 +139,7 @@ def test_the_teacher_says_what_plain_decoding_does(acting_checkpoint: Path) -> N
     model = load_checkpoint(acting_checkpoint, dtype=torch.float32)
     settings = PreprocessorSettings.load(acting_checkpoint)
     teacher = Teacher(model, Prompter(acting_checkpoint), settings)
-    source = read_episodes("test_drafter_training:episodes", "libero", settings, 1)
+    source = read_episodes(FrameSource("test_drafter_training:episodes"), "libero", settings, 1)
     library, _ = load_libraries(source, 100, 2)
     pixels = teacher.pixels(library.frames[:3])
     for image, own in zip(camera_images(0), pixels, strict=True):
@@ -200,7 +201,7 @@ def test_frames_that_are_none(config: DrafterTrainingConfig, tmp_path: Path) -> 
     (tmp_path / "empty").mkdir()
     for frames, complaint in (
         (str(tmp_path / "empty"), "has no demonstrations"),
-        ("nowhere", "folder of demonstrations or 'module:function'"),
+        ("nowhere", "or 'module:function' that yields"),
         ("no_such_module:episodes", "No module named"),
         ("json:episodes", "has no attribute"),
     ):

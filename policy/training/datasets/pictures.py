@@ -1,0 +1,35 @@
+"""Compressed pictures, as data sets hold them, to pixels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from policy.openvla.images import decode_jpeg
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_COLOURS = ("RGB", "RGBA", "L", "P")
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether the bytes start like a JPEG or PNG file."""
+    return data.startswith((_JPEG, _PNG))
+
+
+def decode_picture(data: bytes) -> np.ndarray:
+    """Uint8 `[H, W, 3]` RGB of a JPEG or PNG file; JPEG with TensorFlow's pixels.
+
+    Raises ValueError for anything else, and for pictures of more than 8 bits a colour, such as depth.
+    """
+    if data.startswith(_JPEG):
+        return decode_jpeg(data)
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.mode not in _COLOURS:
+                raise ValueError(f"a picture has mode {picture.mode}; it must be one of {', '.join(_COLOURS)}")
+            return np.asarray(picture.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r} are no picture") from error
