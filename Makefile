@@ -24,7 +24,7 @@ install: $(READY)
 # A GPU machine gets torch with CUDA, a CPU machine its CPU build where the package index offers one.
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --disable-pip-version-check -q -e ".[policy,sim,dev]"
+	$(BIN)/pip install --disable-pip-version-check -q -e ".[policy,sim,datasets,dev]"
 	@touch $@
 
 clean:
