@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from raw_client import GatedPolicy, RawClient
+from scripted_server import ScriptedServer
 
+from bridge.client import PolicyClient
 from bridge.server import PolicyServer
 
 
@@ -78,3 +80,33 @@ def connect() -> Iterator[Callable[..., RawClient]]:
     yield start
     for client in clients:
         client.close()
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[..., PolicyClient]]:
+    """Connects clients, to servers or endpoints, that are closed after the test."""
+    clients: list[PolicyClient] = []
+
+    def make(server: PolicyServer | ScriptedServer | str, **settings: Any) -> PolicyClient:
+        endpoint = server if isinstance(server, str) else server.endpoint
+        clients.append(PolicyClient(endpoint, **{"connect_timeout_s": 5.0} | settings))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., ScriptedServer]]:
+    """Starts servers that answer as a script says, and ends them after the test."""
+    servers: list[ScriptedServer] = []
+
+    def make(script: Callable[..., Any]) -> ScriptedServer:
+        servers.append(ScriptedServer(script))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stopping.set()
+        server.join()

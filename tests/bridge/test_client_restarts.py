@@ -1,0 +1,103 @@
+"""What a client does when its server goes, and when another comes."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from raw_client import observe
+from scripted_server import welcome
+
+from bridge.errors import (
+    IncompatibleServerError,
+    NoReplyError,
+    ServerNotReadyError,
+    SessionLostError,
+)
+from bridge.messages import (
+    Hello,
+)
+from bridge.server import PolicyServer
+from policy.fake import FakePolicy
+
+
+def test_dead_server_hangs_nobody(scripted, client_of):
+    client = client_of(
+        scripted(lambda request: [welcome(request)] if isinstance(request, Hello) else []), timeout_s=0.2
+    )
+    started = time.monotonic()
+    with pytest.raises(NoReplyError):
+        client.act(observe())
+    with pytest.raises(NoReplyError, match="state ready"):
+        client.status()
+    assert time.monotonic() - started < 0.6
+
+
+def test_restart_loses_the_session_once_and_never_repeats_an_observation(serve, client_of):
+    first = serve(FakePolicy())
+    client = client_of(first, timeout_s=2.0)
+    client.act(observe())
+    first.close()
+    second = serve(FakePolicy(), first.endpoint)
+    with pytest.raises(SessionLostError) as caught:
+        client.act(observe())
+    assert caught.value.retryable
+    assert second.counters.actions == 0
+    assert client.act(observe()).values[3] == 0  # a new history
+    assert client.reconnects == 1
+
+
+def test_restart_while_waiting_is_noticed_before_the_timeout(serve, client_of, gated):
+    first = serve(gated, drain_s=0.05)
+    client = client_of(first, timeout_s=8.0)
+
+    def restart() -> PolicyServer:
+        assert gated.started.wait(5)
+        first.close()
+        return serve(FakePolicy(), first.endpoint)
+
+    with ThreadPoolExecutor() as pool:
+        restarted = pool.submit(restart)
+        started = time.monotonic()
+        with pytest.raises(SessionLostError, match="restarted"):
+            client.act(observe())
+        assert time.monotonic() - started < 4
+        restarted.result(5)
+
+
+def test_reset_after_a_restart_needs_no_help(serve, client_of):
+    first = serve(FakePolicy())
+    client = client_of(first)
+    first.close()
+    serve(FakePolicy(), first.endpoint)
+    client.reset()
+    assert client.act(observe()).values[3] == 0
+
+
+def test_restart_with_another_policy_is_refused(serve, client_of):
+    first = serve(FakePolicy(policy_id="before"))
+    client = client_of(first)
+    first.close()
+    serve(FakePolicy(policy_id="after"), first.endpoint)
+    with pytest.raises(IncompatibleServerError, match="expected 'before', server has 'after'"):
+        client.reset()
+
+
+def test_gone_server_is_named_and_the_wait_bounded(serve, client_of):
+    server = serve(FakePolicy())
+    client = client_of(server, timeout_s=0.3)
+    server.close()
+    started = time.monotonic()
+    with pytest.raises((ServerNotReadyError, NoReplyError), match="server last seen"):
+        client.act(observe())
+    assert time.monotonic() - started < 0.6
+
+
+def test_an_observation_does_not_wait_for_the_next_server(serve, client_of):
+    first = serve(FakePolicy())
+    client = client_of(first, timeout_s=0.2)
+    first.close()
+    with pytest.raises((ServerNotReadyError, NoReplyError)):
+        client.act(observe())
+    second = serve(FakePolicy(), first.endpoint)
+    time.sleep(0.5)  # longer than it takes the client's socket to connect again
+    assert second.counters.requests == 0
