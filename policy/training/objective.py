@@ -30,6 +30,7 @@ class ObjectiveConfig:
     own_choice_from: share of the run after which poses are taught, narrowly, what the policy itself as it is then would
         choose (`own_choice`). A policy that learnt from the expert is unsure by several bins and has ties between
         them; which one wins is then a matter of rounding, and differs from frame to frame. 1 for never.
+    own_choice_sigma_bins: width of that target: the narrower, the fewer choices are left to rounding.
     token_jitter: teacher-forced pose tokens are moved by up to this many bins, so that later dimensions tolerate
         errors in earlier ones.
     """
@@ -39,13 +40,14 @@ class ObjectiveConfig:
     gripper_weight: float = 1.0
     auxiliary_weight: float = 0.5
     own_choice_from: float = 1.0
+    own_choice_sigma_bins: float = 0.7
     token_jitter: int = 2
 
     def __post_init__(self) -> None:
-        if self.sigma_bins <= 0 or self.final_sigma_bins <= 0:
+        widths = self.sigma_bins, self.final_sigma_bins, self.own_choice_sigma_bins
+        if min(widths) <= 0:
             raise ValueError(
-                f"objective.sigma_bins and final_sigma_bins must be positive, got {self.sigma_bins} and "
-                f"{self.final_sigma_bins}"
+                f"objective.sigma_bins, final_sigma_bins and own_choice_sigma_bins must be positive, got {widths}"
             )
         if not 0 <= self.own_choice_from <= 1:
             raise ValueError(f"objective.own_choice_from is a share of the run, 0..1, got {self.own_choice_from}")
@@ -144,7 +146,8 @@ def losses(
     """
     by_bin = log_probabilities_of_bins(logits, action_base)  # [B, 7, 256]
     places = position_of(normalized[:, :POSE_DIMENSIONS].float()) if choice is None else choice
-    pose_target = soft_targets(places, config.sigma_at(progress))
+    sigma = config.sigma_at(progress) if choice is None else config.own_choice_sigma_bins
+    pose_target = soft_targets(places, sigma)
     pose = -(pose_target * by_bin[:, :POSE_DIMENSIONS]).sum(-1).mean()
     bins = bin_of(normalized)
     gripper = F.nll_loss(by_bin[:, POSE_DIMENSIONS], bins[:, POSE_DIMENSIONS] - 1)

@@ -1,5 +1,7 @@
 """The training targets agree with the tokenizer that inference decodes with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,9 @@ def test_poses_can_be_taught_another_choice_and_the_gripper_stays_the_experts():
     right = losses(logits, reading, normalized, reading, 448, config, progress=0.0, choice=choice)
     assert right.pose < wrong.pose
     assert right.gripper == wrong.gripper < 1e-3
+    narrow = replace(config, own_choice_sigma_bins=0.3)
+    surer = losses(logits, reading, normalized, reading, 448, narrow, progress=0.0, choice=choice)
+    assert surer.pose < right.pose, "all on one bin is the better answer, the narrower the target"
 
 
 def test_the_share_of_the_run_is_checked():
