@@ -191,6 +191,26 @@ def test_it_puts_a_can_into_the_basket():
 
 
 @pytest.mark.libero
+def test_the_hand_keeps_its_height_while_the_fingers_close():
+    """Where the arm reaches far it once rose by 12 mm meanwhile and took the bowl by the very edge of its rim, and a
+    policy that learnt this dropped it.
+    """
+    env, heights = LiberoEnv("libero_spatial", 6, render=False), []
+    try:
+        env.reset(seed=1000)
+        expert = make_expert(env)
+        while not heights or expert.phase == "close":
+            assert env.steps < 100, "the fingers never close"
+            env.step(expert.act())
+            if expert.phase == "close":
+                heights.append(expert.state.hand_position[2])
+    finally:
+        env.close()
+    assert len(heights) > 5
+    assert heights[-1] - min(heights) < 0.010
+
+
+@pytest.mark.libero
 def test_deciding_changes_nothing_and_depends_on_the_state_alone(spatial):
     spatial.reset(seed=11)
     expert = make_expert(spatial)
