@@ -17,7 +17,7 @@ import numpy as np
 from policy.training.camera_episode import CameraEpisode, split_by_instruction
 from policy.training.datasets.extra import import_extra
 from policy.training.datasets.git_lfs import pointer_hint
-from policy.training.datasets.pictures import decode_picture
+from policy.training.datasets.pictures import choose_camera, decode_picture
 from policy.training.datasets.video import read_frames
 
 FORMATS = ("v2.0", "v2.1", "v3.0")
@@ -111,12 +111,7 @@ class LeRobotFolder:
             for name, feature in self._features().items()
             if feature.get("dtype") in ("image", "video") and not feature.get("info", {}).get("video.is_depth_map")
         ]
-        if camera is None and len(pictures) == 1:
-            return pictures[0]
-        if camera not in pictures:
-            known = ", ".join(pictures) or "none"
-            raise ValueError(f"camera is {camera!r}; {self.folder} has {known}: name one of them")
-        return camera
+        return choose_camera(camera, pictures, self.folder)
 
     def _find_places(self) -> list[_Place]:
         find = self._places_of_v3 if self.version == "v3.0" else self._places_of_v2

@@ -1,8 +1,9 @@
-"""Compressed pictures, as data sets hold them, to pixels."""
+"""The pictures of data sets: which camera's, and from their compressed form to pixels."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,3 +34,13 @@ def decode_picture(data: bytes) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r} are no picture") from error
+
+
+def choose_camera(camera: str | None, cameras: list[str], folder: Path) -> str:
+    """The camera of this name, or the only one that the data set in `folder` has. Raises ValueError for any other."""
+    if camera is None and len(cameras) == 1:
+        return cameras[0]
+    if camera not in cameras:
+        known = ", ".join(cameras) or "none"
+        raise ValueError(f"camera is {camera!r}; {folder} has {known}: name one of them")
+    return camera

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from policy.training.camera_episode import CameraEpisode, split_by_instruction
-from policy.training.datasets.pictures import decode_picture, is_picture
+from policy.training.datasets.pictures import choose_camera, decode_picture, is_picture
 from policy.training.datasets.tfrecord import byte_lists, read_records
 
 SPLIT = "train"
@@ -85,9 +85,4 @@ class RLDSFolder:
             for name, values in lists.items()
             if name.startswith(_OBSERVATION) and is_picture(values[0])
         ]
-        if camera is None and len(cameras) == 1:
-            return cameras[0]
-        if camera not in cameras:
-            known = ", ".join(cameras) or "none"
-            raise ValueError(f"camera is {camera!r}; {self.folder} has {known}: name one of them")
-        return camera
+        return choose_camera(camera, cameras, self.folder)
