@@ -21,12 +21,17 @@ class FollowingPolicy:
     """Satisfies `policy.types.ActionPolicy`; not for robots, whose policy should stay what was tested.
 
     checkpoint: the folder that training replaces as a whole with each save. seconds: how often to look there.
+    share: of the time, in which it may decide. It waits for the rest, so that training has the GPU to itself meanwhile
+    and more clients are answered at once afterwards.
     """
 
-    def __init__(self, policy: Policy, checkpoint: Path, seconds: float) -> None:
+    def __init__(self, policy: Policy, checkpoint: Path, seconds: float, share: float = 1.0) -> None:
         if seconds <= 0:
             raise ValueError(f"a checkpoint is looked at every so many seconds, got {seconds}; give a positive number")
-        self._policy, self._checkpoint, self._seconds = policy, checkpoint, seconds
+        if not 0 < share <= 1:
+            raise ValueError(f"a policy may use a share of the time above 0 and up to 1, got {share}")
+        self._policy, self._checkpoint, self._seconds, self._share = policy, checkpoint, seconds, share
+        self._free_at = 0.0
         self._held = self._saved()
         self._looked_at = time.monotonic()
 
@@ -45,7 +50,13 @@ class FollowingPolicy:
         """As the policy does, with the newest weights."""
         if time.monotonic() - self._looked_at >= self._seconds:
             self._renew()
-        return self._policy.act_batch(observations, sessions)
+        time.sleep(max(0.0, self._free_at - time.monotonic()))
+        begun = time.monotonic()
+        try:
+            return self._policy.act_batch(observations, sessions)
+        finally:
+            ended = time.monotonic()
+            self._free_at = ended + (ended - begun) * (1 / self._share - 1)
 
     def rest(self) -> None:
         self._policy.rest()

@@ -42,6 +42,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--bind", type=str, default=DEFAULT_ENDPOINT, help="where to listen")
     parser.add_argument("--max-batch", type=int, default=32, help="most clients answered in one forward pass")
     parser.add_argument("--follow", type=float, default=0.0, help="take over newer weights, looking every so many s")
+    parser.add_argument("--follow-share", type=float, default=1.0, help="of the time, in which it decides meanwhile")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
     parser.add_argument("--fake", action="store_true", help="serve a policy without a model")
     return parser.parse_args()
@@ -75,7 +76,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         return policy
     from policy.following import FollowingPolicy
 
-    return FollowingPolicy(policy, Path(arguments.checkpoint), arguments.follow)
+    return FollowingPolicy(policy, Path(arguments.checkpoint), arguments.follow, arguments.follow_share)
 
 
 def main() -> int:

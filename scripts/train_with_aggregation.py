@@ -42,6 +42,10 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
     parser.add_argument("--first-seed", type=int, default=10_000, help="of the episodes that are recorded")
     parser.add_argument("--expert-share", type=float, default=0.3, help="episodes that the expert drives alone")
+    parser.add_argument("--noisy-fraction", type=float, default=0.75, help="share of the episodes that get noise")
+    parser.add_argument(
+        "--stretch", type=float, default=30.0, help="steps that the policy drives before the expert helps"
+    )
     parser.add_argument("--stride", type=int, default=3, help="steps from one frame of theirs to the next")
     parser.add_argument(
         "--emphasis", type=float, default=3.0, help="missed tasks get up to 1 + this times the episodes"
@@ -51,6 +55,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--device", type=str, default="auto", help="of training")
     parser.add_argument(
         "--driver-devices", nargs="+", type=str, default=["auto"], help="of the policy that drives, e.g. cuda:2"
+    )
+    parser.add_argument(
+        "--driver-share",
+        type=float,
+        default=1.0,
+        help="of the time, in which it decides: less leaves more of a shared GPU to training",
     )
     parser.add_argument("--gpus", type=int, default=1, help="training processes, a GPU each")
     parser.add_argument("--render-devices", nargs="*", type=int, default=[], help="EGL devices, taken in turn")
@@ -85,6 +95,8 @@ def main() -> int:
             tasks=parse_numbers(chosen.tasks),
             episodes=_PLENTY,
             first_seed=chosen.first_seed,
+            noisy_fraction=chosen.noisy_fraction,
+            stretch=chosen.stretch,
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
             stride=chosen.stride,
@@ -97,7 +109,7 @@ def main() -> int:
             run / "served",
             renew_seconds=chosen.renew_seconds,
             devices=tuple(chosen.driver_devices),
-            arguments=("--decoding", "autoregressive"),
+            arguments=("--decoding", "autoregressive", "--follow-share", str(chosen.driver_share)),
         )
     except ValueError as error:
         parser.error(str(error))

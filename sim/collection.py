@@ -16,6 +16,7 @@ from pathlib import Path
 from zlib import crc32
 
 from policy.training.demonstrations import demonstration_name, list_demonstrations
+from sim.driving import Stretches
 from sim.recording_worker import Outcome, Recording, RecordingWorker
 from sim.schedule import FIRST_TRAINING_SEED, BalancedSchedule, Item, TaskKey
 
@@ -32,6 +33,7 @@ class CollectionConfig:
     noise: standard deviation of the bursts on executed actions, in action units, in noisy_fraction of the episodes.
     driver_endpoint: policy server that drives in turn with the expert (dataset aggregation), "" for the expert alone.
     driver_alone: it drives whole episodes, undisturbed and up to the step limit: what it sees when nobody helps.
+    stretch: control steps on end that it drives on average, before the expert takes over for some; see `Stretches`.
     expert_share: of the episodes, that the expert drives alone even so.
     emphasis: tasks that are missed often get up to 1 + emphasis times as many episodes, while time lasts.
     frames: False stores episodes without frames, ten times as fast; `scripts/render_demos.py` adds them.
@@ -53,6 +55,7 @@ class CollectionConfig:
     noisy_fraction: float = 0.75
     driver_endpoint: str = ""
     driver_alone: bool = False
+    stretch: float = Stretches().policy
     expert_share: float = 0.0
     emphasis: float = 0.0
     frames: bool = True
@@ -82,6 +85,7 @@ class CollectionConfig:
             )
         if min((*self.render_devices, *self.mesh_cells), default=0) < 0:
             raise ValueError(f"devices and cells must not be negative, got {self.render_devices} and {self.mesh_cells}")
+        Stretches(self.stretch)  # says what is wrong with it
         if self.driver_alone and not self.driver_endpoint:
             raise ValueError("driver_alone needs a policy server that drives; name it with driver_endpoint")
         if self.time_limit < 0.0:
@@ -106,7 +110,7 @@ class CollectionConfig:
             mesh_cell=cell,
             stride=self.stride,
             driven_limit=1.0 if alone else self.driven_limit,
-            driver_alone=alone,
+            stretches=None if alone else Stretches(self.stretch),
         )
 
     def items(self) -> list[Item]:

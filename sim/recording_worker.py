@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 
 from policy.training.demonstrations import demonstration_name
-from sim.driving import AlternatingDriver, LoneDriver
+from sim.driving import AlternatingDriver, LoneDriver, Stretches
 from sim.noise import BurstNoise
 from sim.schedule import Item
 from sim.threads import single_threaded_children
@@ -43,7 +43,7 @@ class Recording:
     stride: of the episodes that the expert drives alone, one control step in so many is kept.
     driven_limit: share of the task's step limit after which an episode that a policy helps to drive ends.
     mesh_cell: metres to which meshes are simplified, 0 for not at all.
-    driver_alone: the policy drives whole episodes instead of in turn with the expert.
+    stretches: of policy and expert, which drive in turn; None: the policy drives whole episodes.
     """
 
     output: Path
@@ -54,7 +54,7 @@ class Recording:
     mesh_cell: float = 0.0
     stride: int = 1
     driven_limit: float = 1.0
-    driver_alone: bool = False
+    stretches: Stretches | None = field(default_factory=Stretches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def _serve(connection: Connection, recording: Recording) -> None:
     if recording.render_device is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(recording.render_device)
     env: LiberoEnv | None = None
-    seat = DriverSeat(recording.driver_alone)
+    seat = DriverSeat(recording.stretches)
     while True:
         try:
             assignment: Assignment = connection.recv()
@@ -183,11 +183,11 @@ def _serve(connection: Connection, recording: Recording) -> None:
 class DriverSeat:
     """Keeps the connection to the policy server that drives, and changes it when another endpoint is named.
 
-    alone: it drives whole episodes.
+    stretches: of it and the expert; None: it drives whole episodes.
     """
 
-    def __init__(self, alone: bool = False) -> None:
-        self._alone = alone
+    def __init__(self, stretches: Stretches | None) -> None:
+        self._stretches = stretches
         self._endpoint = ""
         self._client: PolicyClient | None = None
 
@@ -201,7 +201,7 @@ class DriverSeat:
             from bridge.client import PolicyClient
 
             self._client, self._endpoint = PolicyClient(endpoint, timeout_s=_DRIVER_TIMEOUT_S), endpoint
-        return LoneDriver(self._client) if self._alone else AlternatingDriver(self._client)
+        return AlternatingDriver(self._client, self._stretches) if self._stretches else LoneDriver(self._client)
 
     def leave(self) -> None:
         """Closes the connection."""

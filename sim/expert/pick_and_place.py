@@ -31,12 +31,14 @@ from sim.expert.servo import (
 )
 from sim.expert.state import Goal, SimulatorState
 
+BACK_OFF = 0.006  # metres ahead of the hand at which it aims, away from the object, while half-closed fingers open
 FREE = (0.04, 0.12)  # horizontal distances from grasp or goal between which the way becomes free
 HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
 AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
-CLOSE_LATERAL, CLOSE_ALONG, CLOSE_ANGLE = 0.007, 0.008, 0.12  # start to close inside this zone
-KEEP_CLOSING = 0.022  # once the fingers move, keep closing in this larger one
-FINGERS_MOVING = 0.076  # gap below which the fingers have begun to close
+# Fingers close within this many metres, sideways and along the tool, and radians of the grasp: from the first values,
+# for open fingers, to the second ones, for those that have closed so far that a camera sees it.
+CLOSE_WITHIN, CLOSE_ANGLE, CLOSE_GAP = (0.008, 0.020), (0.15, 0.45), (0.079, 0.065)
+OPENED = (0.03, 0.06)  # gaps between which fingers that let go become free to rise
 ALIGNED, TWISTED = 0.12, 0.45  # angles between which the hand stays ever higher above the grasp, up to hover height
 TURN_FIRST = 0.35  # beyond this angle turn at `turn_at`, where that is given
 FOLDED = 0.36  # horizontal distance of the hand from the robot's base below which the elbow is at its limit
@@ -88,9 +90,7 @@ class PickAndPlace:
         if self.holding(state):
             return self._carry(state, grasp, placement)
         if placement.above_goal and state.finger_gap > self.approach.empty_gap:
-            rise = above(state.hand_position, 0.02)
-            target = rise if self._free(state) else self._centred(state, grasp)
-            return Decision(servo(state, target, grasp.rotation, OPEN, planar=0.25), "released")
+            return self._let_go(state, grasp)
         return self._reach(state, grasp)
 
     def holding(self, state: SimulatorState) -> bool:
@@ -111,17 +111,16 @@ class PickAndPlace:
         return Grasp(grasp.position, lean_back(state, rotation) if self.approach.lean else rotation)
 
     def _let_go(self, state: SimulatorState, grasp: Grasp) -> Decision:
-        free = self._free(state) and state.finger_gap >= 0.05
-        target = above(state.hand_position, 0.05) if free else self._centred(state, grasp)
-        return Decision(servo(state, target, grasp.rotation, OPEN, planar=0.25, vertical=0.5), "done")
+        rise = ramp(state.finger_gap, OPENED, (CREEP, 0.05)) if self._free(state) else CREEP
+        hand = state.hand_position
+        # The fingers keep the object in their middle while they are around it, or it hangs on one of them.
+        beside = ramp(abs(float(hand[2] - grasp.position[2])), (AROUND / 2, AROUND), (1.0, 0.0))
+        target = hand + np.array([*beside * (grasp.position - hand)[:2], rise])
+        return Decision(servo(state, target, grasp.rotation, OPEN, planar=0.25, vertical=0.5), "let go")
 
     def _free(self, state: SimulatorState) -> bool:
         """Whether neither finger touches the object."""
         return not any(state.finger_contacts(self._geoms))
-
-    def _centred(self, state: SimulatorState, grasp: Grasp) -> np.ndarray:
-        """Where the fingers have the object in their middle: a carton can hang on one of them, and would rise too."""
-        return np.array([*grasp.position[:2], state.hand_position[2] + CREEP])
 
     def _carry(self, state: SimulatorState, grasp: Grasp, placement: Placement) -> Decision:
         hand = state.hand_position
@@ -139,7 +138,8 @@ class PickAndPlace:
         lifted = abs(hand[2] - self._first_grasp_height)
         speed = min(unit_clip(LIFT_SPEED + lifted / 0.03, LIFT_SPEED), CRUISE) if height > hand[2] else LOWER_SPEED
         phase = "release" if release else "lift" if planar < 0.5 else "place" if distance < placement.near else "carry"
-        target = np.array([hand[0] + offset[0], hand[1] + offset[1], height])
+        slow = _gently(distance)
+        target = np.array([hand[0] + slow * offset[0], hand[1] + slow * offset[1], height])
         gripper = OPEN if release else CLOSE
         action = servo(state, target, grasp.rotation, gripper, gain=GAIN, planar=CRUISE * planar + 1e-6, vertical=speed)
         freedom = planar * ramp(distance, FREE, (0.0, 1.0)) if placement.detour is None else 0.0
@@ -152,9 +152,9 @@ class PickAndPlace:
         sideways = hand - grasp.position - along * away
         lateral = float(np.linalg.norm(sideways))
         angle = angle_between(grasp.rotation, state.hand_rotation)
-        near = lateral < KEEP_CLOSING and abs(along) < KEEP_CLOSING
-        ready = lateral < CLOSE_LATERAL and abs(along) < CLOSE_ALONG and angle < CLOSE_ANGLE
-        if gap > approach.empty_gap and (ready or (near and gap < FINGERS_MOVING)):
+        within, turned = (ramp(gap, CLOSE_GAP[::-1], limits[::-1]) for limits in (CLOSE_WITHIN, CLOSE_ANGLE))
+        near = lateral < within and abs(along) < within and angle < turned
+        if gap > approach.empty_gap and near:
             target = grasp.position.copy()
             if not self._free(state):
                 target[2] = hand[2] + CREEP
@@ -171,22 +171,29 @@ class PickAndPlace:
 
         # A funnel along the tool: the height above the grasp is a function of the lateral error.
         safe = max(approach.hover, approach.safe_height - grasp.position[2])
-        height = ramp(lateral, (CLOSE_LATERAL, CLOSE_LATERAL + 0.02, 0.10), (0.0, approach.hover, safe))
+        height = ramp(lateral, (CLOSE_WITHIN[0], CLOSE_WITHIN[0] + 0.02, 0.10), (0.0, approach.hover, safe))
         height = max(height, ramp(angle, (ALIGNED, TWISTED), (0.0, approach.hover)))
         if gap < approach.open_gap and not near:
-            height = max(height, approach.hover)
-        if lateral > 0.7 * CLOSE_LATERAL and state.gripper_touches_other(self.name):
+            height = max(height, min(approach.hover, along + BACK_OFF))
+        if lateral > 0.6 * CLOSE_WITHIN[0] and state.gripper_touches_other(self.name):
             height = max(height, along + 0.03)
-        # No sideways sweep below the funnel.
+        # No sideways sweep below the funnel, nor low down with fingers that are half closed.
         planar = unit_clip(1.0 - (height - 0.015 - along) / 0.04) if along < height - 0.015 else 1.0
-        correction = -sideways * planar
+        closed = ramp(gap, (approach.open_gap - 0.02, approach.open_gap), (1.0, 0.0))
+        planar *= 1.0 - closed * ramp(along, (approach.hover / 2, approach.hover), (1.0, 0.0))
+        correction = -sideways * planar * _gently(lateral)
         cap = (CRUISE * planar + 1e-6) * METRES_PER_STEP / GAIN
         correction *= min(1.0, cap / max(float(np.linalg.norm(correction)), 1e-9))
         limit = APPROACH_SPEED * METRES_PER_STEP / GAIN
-        descent = away * np.clip(height - along, -limit, limit)
+        descent = away * np.clip((height - along) * _gently(abs(height - along)), -limit, limit)
         target = hand + correction + descent
         action = servo(state, target, grasp.rotation, OPEN, gain=GAIN, vertical=APPROACH_SPEED, turn=approach.max_turn)
         return Decision(action, "reach", freedom=planar * ramp(lateral, FREE, (0.0, 1.0)))
+
+
+def _gently(distance: float) -> float:
+    """Share of the usual gain at so many metres from where the hand stops; at full gain it goes 1 cm too far."""
+    return ramp(distance, (0.01, 0.05), (0.6, 1.0))
 
 
 class PutDown(PickAndPlace):

@@ -1,6 +1,7 @@
 """A policy takes over newer weights in place, between two actions, and keeps the old ones where it cannot."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,19 @@ def test_another_network_is_refused(saved: Path):
         policy.renew(Path(__file__).parents[2] / "policy" / "pretrained" / "libero")
     with pytest.raises(ValueError, match="every so many seconds"):
         FollowingPolicy(policy, saved, seconds=0)
+
+
+def test_it_leaves_the_device_to_training_for_the_rest_of_the_time(saved: Path, monkeypatch):
+    policy = Policy.load(saved, device="cpu", dtype="float32")
+    following = FollowingPolicy(policy, saved, seconds=1e6, share=0.25)
+    monkeypatch.setattr(policy, "act_batch", lambda observations, sessions: time.sleep(0.02) or ["action"])
+    begun = time.monotonic()
+    for _ in range(5):
+        assert following.act(FRAME) == "action"
+    assert time.monotonic() - begun >= 5 * 0.02 + 4 * 0.06
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
+def test_an_impossible_share_is_refused(saved: Path, share: float):
+    with pytest.raises(ValueError, match="share of the time"):
+        FollowingPolicy(Policy.load(saved, device="cpu", dtype="float32"), saved, seconds=1.0, share=share)

@@ -14,6 +14,7 @@ import pytest
 import sim.collection
 from policy.training.demonstrations import demonstration_name, list_demonstrations
 from sim.collection import FAILURES_FILE, CollectionConfig, collect
+from sim.driving import Stretches
 from sim.recording_worker import CollectionError, Outcome, Recording, RecordingWorker
 from sim.schedule import BalancedSchedule, Item, TaskKey
 
@@ -154,6 +155,12 @@ def test_progress_is_told_after_every_episode(instant, config):
     assert seen == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
+def test_workers_are_told_how_long_a_policy_drives_on_end(config):
+    driven = replace(config, driver_endpoint="tcp://127.0.0.1:1", stretch=90.0)
+    assert driven.recording(0).stretches == Stretches(policy=90.0)
+    assert replace(driven, driver_alone=True).recording(0).stretches is None
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -167,6 +174,7 @@ def test_progress_is_told_after_every_episode(instant, config):
         {"time_limit": -1.0},
         {"expert_share": 1.5},
         {"driver_alone": True},
+        {"stretch": 0.5},
         {"emphasis": -1.0},
     ],
 )
