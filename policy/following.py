@@ -15,6 +15,7 @@ from policy.runtime import Policy
 from policy.types import Action, Observation, PolicySpec
 
 _log = logging.getLogger(__name__)
+_LONGEST_WAIT = 0.2  # seconds: a first batch, which takes seconds, must not keep its clients waiting for seconds more
 
 
 class FollowingPolicy:
@@ -56,7 +57,7 @@ class FollowingPolicy:
             return self._policy.act_batch(observations, sessions)
         finally:
             ended = time.monotonic()
-            self._free_at = ended + (ended - begun) * (1 / self._share - 1)
+            self._free_at = ended + min((ended - begun) * (1 / self._share - 1), _LONGEST_WAIT)
 
     def rest(self) -> None:
         self._policy.rest()

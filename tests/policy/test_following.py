@@ -91,6 +91,16 @@ def test_it_leaves_the_device_to_training_for_the_rest_of_the_time(saved: Path, 
     assert time.monotonic() - begun >= 5 * 0.02 + 4 * 0.06
 
 
+def test_after_a_slow_answer_nobody_waits_for_long(saved: Path, monkeypatch):
+    policy = Policy.load(saved, device="cpu", dtype="float32")
+    following = FollowingPolicy(policy, saved, seconds=1e6, share=0.1)
+    monkeypatch.setattr(policy, "act_batch", lambda observations, sessions: time.sleep(0.3) or ["action"])
+    following.act(FRAME)
+    begun = time.monotonic()
+    following.act(FRAME)
+    assert 0.45 < time.monotonic() - begun < 1.5
+
+
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
 def test_an_impossible_share_is_refused(saved: Path, share: float):
     with pytest.raises(ValueError, match="share of the time"):
