@@ -76,6 +76,7 @@ class IntoCompartment:
             near=0.004,
             far=0.02,
             release_radius=0.02 * lowered,
+            stiffness=1.0,
         )
 
 

@@ -138,7 +138,7 @@ class PickAndPlace:
         lifted = abs(hand[2] - self._first_grasp_height)
         speed = min(unit_clip(LIFT_SPEED + lifted / 0.03, LIFT_SPEED), CRUISE) if height > hand[2] else LOWER_SPEED
         phase = "release" if release else "lift" if planar < 0.5 else "place" if distance < placement.near else "carry"
-        slow = _gently(distance)
+        slow = _gently(distance, placement.stiffness)
         target = np.array([hand[0] + slow * offset[0], hand[1] + slow * offset[1], height])
         gripper = OPEN if release else CLOSE
         action = servo(state, target, grasp.rotation, gripper, gain=GAIN, planar=CRUISE * planar + 1e-6, vertical=speed)
@@ -191,9 +191,9 @@ class PickAndPlace:
         return Decision(action, "reach", freedom=planar * ramp(lateral, FREE, (0.0, 1.0)))
 
 
-def _gently(distance: float) -> float:
+def _gently(distance: float, stiffness: float = 0.6) -> float:
     """Share of the usual gain at so many metres from where the hand stops; at full gain it goes 1 cm too far."""
-    return ramp(distance, (0.01, 0.05), (0.6, 1.0))
+    return ramp(distance, (0.01, 0.05), (stiffness, 1.0))
 
 
 class PutDown(PickAndPlace):

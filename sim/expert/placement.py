@@ -35,6 +35,8 @@ class Placement:
     near, far: distances from the goal between which the height falls from travelling to releasing.
     release_radius, release_margin: let go within this distance and this height above `release_height`.
     blend: height below the travel path over which horizontal speed falls to nothing.
+    stiffness: share of the usual gain with which the hand arrives: at the full one it goes 1 cm too far, but pushes
+        what got caught at an edge over it.
     above_goal: whether an object that is not held lies where it was to be let go; the hand must not grasp it again.
     """
 
@@ -47,6 +49,7 @@ class Placement:
     release_radius: float = 0.02
     release_margin: float = 0.012
     blend: float = 0.07
+    stiffness: float = 0.6
     detour: Detour | None = None
 
 
