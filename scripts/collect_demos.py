@@ -30,6 +30,7 @@ def main() -> None:
         "--driver-endpoint", type=str, default="", help="policy server that takes turns with the expert"
     )
     parser.add_argument("--driver-alone", type=bool, default=False, help="it drives whole episodes, undisturbed")
+    parser.add_argument("--stretch", type=float, default=30.0, help="steps that it drives before the expert helps")
     parser.add_argument("--expert-share", type=float, default=0.0, help="of those, episodes the expert drives alone")
     parser.add_argument("--emphasis", type=float, default=0.0, help="missed tasks get up to 1 + this as many")
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
@@ -47,6 +48,7 @@ def main() -> None:
             noisy_fraction=chosen.noisy_fraction,
             driver_endpoint=chosen.driver_endpoint,
             driver_alone=chosen.driver_alone,
+            stretch=chosen.stretch,
             expert_share=chosen.expert_share,
             emphasis=chosen.emphasis,
             frames=chosen.frames,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim.expert.grasps import Grasp, GraspRule
-from sim.expert.placement import Placement, PlacementRule
+from sim.expert.placement import ARRIVING, Placement, PlacementRule
 from sim.expert.rotations import angle_between, nearest_symmetric
 from sim.expert.servo import (
     CLOSE,
@@ -35,9 +35,10 @@ BACK_OFF = 0.006  # metres ahead of the hand at which it aims, away from the obj
 FREE = (0.04, 0.12)  # horizontal distances from grasp or goal between which the way becomes free
 HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
 AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
-# Fingers close within this many metres, sideways and along the tool, and radians of the grasp: from the first values,
-# for open fingers, to the second ones, for those that have closed so far that a camera sees it.
-CLOSE_WITHIN, CLOSE_ANGLE, CLOSE_GAP = (0.008, 0.020), (0.15, 0.45), (0.079, 0.065)
+# Fingers close within so many metres of the grasp, sideways and along the tool, and so many radians: first values for
+# those that have closed so far that a camera sees it (first gap), second ones for open fingers.
+CLOSE_GAPS, CLOSE_WITHIN, CLOSE_ANGLES = (0.065, 0.079), (0.020, 0.008), (0.45, 0.15)
+BESIDE = CLOSE_WITHIN[1]
 OPENED = (0.03, 0.06)  # gaps between which fingers that let go become free to rise
 ALIGNED, TWISTED = 0.12, 0.45  # angles between which the hand stays ever higher above the grasp, up to hover height
 TURN_FIRST = 0.35  # beyond this angle turn at `turn_at`, where that is given
@@ -152,7 +153,7 @@ class PickAndPlace:
         sideways = hand - grasp.position - along * away
         lateral = float(np.linalg.norm(sideways))
         angle = angle_between(grasp.rotation, state.hand_rotation)
-        within, turned = (ramp(gap, CLOSE_GAP[::-1], limits[::-1]) for limits in (CLOSE_WITHIN, CLOSE_ANGLE))
+        within, turned = ramp(gap, CLOSE_GAPS, CLOSE_WITHIN), ramp(gap, CLOSE_GAPS, CLOSE_ANGLES)
         near = lateral < within and abs(along) < within and angle < turned
         if gap > approach.empty_gap and near:
             target = grasp.position.copy()
@@ -171,11 +172,11 @@ class PickAndPlace:
 
         # A funnel along the tool: the height above the grasp is a function of the lateral error.
         safe = max(approach.hover, approach.safe_height - grasp.position[2])
-        height = ramp(lateral, (CLOSE_WITHIN[0], CLOSE_WITHIN[0] + 0.02, 0.10), (0.0, approach.hover, safe))
+        height = ramp(lateral, (BESIDE, BESIDE + 0.02, 0.10), (0.0, approach.hover, safe))
         height = max(height, ramp(angle, (ALIGNED, TWISTED), (0.0, approach.hover)))
         if gap < approach.open_gap and not near:
             height = max(height, min(approach.hover, along + BACK_OFF))
-        if lateral > 0.6 * CLOSE_WITHIN[0] and state.gripper_touches_other(self.name):
+        if lateral > 0.6 * BESIDE and state.gripper_touches_other(self.name):
             height = max(height, along + 0.03)
         # No sideways sweep below the funnel, nor low down with fingers that are half closed.
         planar = unit_clip(1.0 - (height - 0.015 - along) / 0.04) if along < height - 0.015 else 1.0
@@ -191,7 +192,7 @@ class PickAndPlace:
         return Decision(action, "reach", freedom=planar * ramp(lateral, FREE, (0.0, 1.0)))
 
 
-def _gently(distance: float, stiffness: float = 0.6) -> float:
+def _gently(distance: float, stiffness: float = ARRIVING) -> float:
     """Share of the usual gain at so many metres from where the hand stops; at full gain it goes 1 cm too far."""
     return ramp(distance, (0.01, 0.05), (stiffness, 1.0))
 

@@ -13,6 +13,8 @@ import numpy as np
 from sim.expert.servo import ramp
 from sim.expert.state import SimulatorState
 
+ARRIVING = 0.6  # share of the usual gain where a motion ends
+
 
 @dataclass(frozen=True, slots=True)
 class Detour:
@@ -49,7 +51,7 @@ class Placement:
     release_radius: float = 0.02
     release_margin: float = 0.012
     blend: float = 0.07
-    stiffness: float = 0.6
+    stiffness: float = ARRIVING
     detour: Detour | None = None
 
 

@@ -98,7 +98,7 @@ def test_after_a_slow_answer_nobody_waits_for_long(saved: Path, monkeypatch):
     following.act(FRAME)
     begun = time.monotonic()
     following.act(FRAME)
-    assert 0.45 < time.monotonic() - begun < 1.5
+    assert 0.45 < time.monotonic() - begun < 2.5
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5])
