@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim.expert.rotations import HAND_DOWN, about_x, about_z
+from sim.expert.rotations import HAND_DOWN, about_x, about_z, angle_between, nearest_symmetric
 from sim.expert.servo import above
 from sim.expert.state import SimulatorState
 
@@ -21,6 +21,12 @@ _GRIPPER_HIGH = np.array([[-0.0386, 0.0105, 0.0092], [0.0651, 0.0105, 0.0092], [
 _TURNS = np.deg2rad([30.0, -30.0, 60.0, -60.0, 90.0])  # of the fingers, where neighbours leave no room along world y
 _WIDEST = 0.074  # of what the open fingers, 79 mm apart, are sent around
 _CLEAR = 0.006  # beyond this separation more room buys nothing
+# Separations down to which neighbours are brushed past as if they were not there, and pushed aside if nothing else will
+# do: fingers are turned only below the second, as no camera sees the millimetre by which straight ones fit.
+_BRUSHING, _BLOCKED = -0.002, -0.010
+_ELSEWHERE = 0.03  # beyond this distance from every grasp the first is taken
+_PREFERENCE = 0.008  # by which another grasp has to be nearer than the first
+_FINGER_LEVER = 0.06  # metres that a radian counts
 
 # The middle of the rim, in the frame of the thing.
 BOWL_RIM = (0.0, 0.0, 0.0525)
@@ -133,22 +139,45 @@ def clearance(state: SimulatorState, name: str, grasp: Grasp) -> float:
     return least
 
 
-def clear_top_grasp(state: SimulatorState, name: str, depth: float, floor: float) -> TopGrasp:
-    """The top grasp nearest to the object's middle at which palm and fingers clear the neighbours best.
+@dataclass(frozen=True, slots=True)
+class NearestGrasp:
+    """The first of several grasps of one object, unless the hand is already at another.
 
-    Only where a neighbour stands in a finger's way wherever the hand is shifted are the fingers turned, too.
+    All of them will do, and a camera cannot see which has a millimetre more room, so who learns from pictures may well
+    be at another one than the first; it is then the better one.
+    """
+
+    choices: tuple[TopGrasp, ...]
+
+    def __call__(self, state: SimulatorState) -> Grasp:
+        grasps = [choice(state) for choice in self.choices]
+        away = [min(_apart(state, grasp), _ELSEWHERE) for grasp in grasps]
+        away[0] -= _PREFERENCE
+        return grasps[int(np.argmin(away))]
+
+
+def _apart(state: SimulatorState, grasp: Grasp) -> float:
+    """How far the hand is from `grasp`: metres beside it, radians counted by the length of a fingertip's way."""
+    angle = angle_between(nearest_symmetric(grasp.rotation, state.hand_rotation), state.hand_rotation)
+    return float(np.hypot(np.hypot(*(state.hand_position - grasp.position)[:2]), angle * _FINGER_LEVER))
+
+
+def clear_top_grasp(state: SimulatorState, name: str, depth: float, floor: float) -> NearestGrasp:
+    """The top grasps at which palm and fingers clear the neighbours, those nearest to the object's middle first.
+
+    Fingers are turned only where a neighbour stands in the way of straight ones wherever the hand is shifted.
     """
     low, high = state.bounds(name)
     furthest = max((high[0] - low[0]) / 2 - 0.014, 0.0)  # both fingers stay on the object
     shifts = [s for s in (0.0, 0.008, -0.008, 0.014, -0.014, 0.02, -0.02, 0.026, -0.026) if abs(s) <= furthest]
-    grasps = [TopGrasp(name, depth, floor, shift) for shift in shifts]
-
-    def room(grasp: TopGrasp) -> float:
-        return round(clearance(state, name, grasp(state)), 4)  # 0.1 mm is no reason to move
-
-    best = max(grasps, key=room)  # the first of equals, which is the one nearest to the middle
-    if room(best) > 0.0:
-        return best
     points = state.corners(name).reshape(-1, 3)[:, :2]
-    fitting = _TURNS[_widths(points, _TURNS) < _WIDEST]
-    return max([best, *(TopGrasp(name, depth, floor, turn=float(turn)) for turn in fitting)], key=room)
+    turns = _TURNS[_widths(points, _TURNS) < _WIDEST]
+    straight = [TopGrasp(name, depth, floor, shift) for shift in shifts]
+    grasps = [*straight, *(TopGrasp(name, depth, floor, turn=float(turn)) for turn in turns)]
+    room = {grasp: round(clearance(state, name, grasp(state)), 4) for grasp in grasps}  # 0.1 mm is no reason to move
+    best = max(straight, key=lambda grasp: room[grasp])  # the first of equals, which is the one nearest to the middle
+    if room[best] < _BLOCKED:
+        best = max(grasps, key=lambda grasp: room[grasp])
+    first = next((grasp for grasp in straight if room[grasp] >= _BRUSHING), best)
+    others = [grasp for grasp in grasps if grasp != first and room[grasp] >= min(_BLOCKED, room[first])]
+    return NearestGrasp((first, *others))

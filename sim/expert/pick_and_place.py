@@ -31,16 +31,16 @@ from sim.expert.servo import (
 )
 from sim.expert.state import Goal, SimulatorState
 
-BACK_OFF = 0.006  # metres ahead of the hand at which it aims, away from the object, while half-closed fingers open
+BACK_OFF = 0.03  # metres ahead of the hand at which it aims, away from the object, while half-closed fingers open
 FREE = (0.04, 0.12)  # horizontal distances from grasp or goal between which the way becomes free
 HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp is this near
 AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
 # Fingers close within so many metres of the grasp, sideways and along the tool, and so many radians: first values for
 # those that have closed so far that a camera sees it (first gap), second ones for open fingers.
-CLOSE_GAPS, CLOSE_WITHIN, CLOSE_ANGLES = (0.065, 0.079), (0.020, 0.008), (0.45, 0.15)
+CLOSE_GAPS, CLOSE_WITHIN, CLOSE_ANGLES = (0.065, 0.079), (0.020, 0.008), (0.60, 0.30)
 BESIDE = CLOSE_WITHIN[1]
 OPENED = (0.03, 0.06)  # gaps between which fingers that let go become free to rise
-ALIGNED, TWISTED = 0.12, 0.45  # angles between which the hand stays ever higher above the grasp, up to hover height
+ALIGNED, TWISTED = 0.30, 0.60  # angles between which the hand stays ever higher above the grasp, up to hover height
 TURN_FIRST = 0.35  # beyond this angle turn at `turn_at`, where that is given
 FOLDED = 0.36  # horizontal distance of the hand from the robot's base below which the elbow is at its limit
 APPROACH_SPEED, LIFT_SPEED, LOWER_SPEED = 0.9, 0.12, 0.6

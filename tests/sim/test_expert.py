@@ -11,7 +11,7 @@ from policy.types import ActionPolicy, Observation
 from sim.expert import ExpertPolicy, make_expert
 from sim.expert.drawer import Drawer
 from sim.expert.expert import to_openvla
-from sim.expert.grasps import TopGrasp
+from sim.expert.grasps import NearestGrasp, TopGrasp, clear_top_grasp
 from sim.expert.recipes import skill_for
 from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric, rotation_vector
 from sim.expert.sequence import Sequence
@@ -77,6 +77,39 @@ def test_a_turned_box_is_taken_across_its_narrow_side(degrees):
     corners = box_corners([0.2, 0.05, 0.1], np.deg2rad(degrees))
     fingers = TopGrasp("box", depth=0.03, floor=0.012)(box_at(corners)).rotation[:, 0]
     assert np.ptp(corners @ fingers) == pytest.approx(0.05, abs=1e-6)
+
+
+def beside_a_neighbour(gap: float) -> SimpleNamespace:
+    """A slim bottle with a post so many metres from it along world y, the fingers' way, on either side."""
+    bottle, post = box_corners([0.03, 0.05, 0.1], 0.0), box_corners([0.03, 0.03, 0.1], 0.0)
+    away = np.array([0.0, 0.025 + gap + 0.015, 0.0])
+    boxes = {"bottle": bottle[None], "posts": np.stack([post + away, post - away])}
+    points = {name: corners.reshape(-1, 3) for name, corners in boxes.items()}
+    return SimpleNamespace(
+        objects=list(boxes), corners=boxes.get, bounds=lambda name: (points[name].min(0), points[name].max(0))
+    )
+
+
+@pytest.mark.parametrize(("gap", "turned"), [(0.06, False), (0.0401, False), (0.034, False), (0.024, True)])
+def test_fingers_are_turned_only_where_a_neighbour_really_blocks_them(gap, turned):
+    """By a millimetre more or less a camera cannot tell, and a policy that has to guess turns to and fro for ever."""
+    first = clear_top_grasp(beside_a_neighbour(gap), "bottle", depth=0.03, floor=0.012).choices[0]
+    assert (first.turn != 0.0) is turned
+
+
+@pytest.mark.parametrize(
+    ("place", "degrees", "taken"),
+    [((0.2, 0.0), 30.0, 0), ((0.0, 0.0), 2.0, 0), ((0.0, 0.0), 26.0, 1), ((0.019, 0.0), 0.0, 2), ((0.01, 0.0), 0.0, 0)],
+)
+def test_a_hand_that_is_at_another_good_grasp_stays_there(place, degrees, taken):
+    turn = np.deg2rad(30)
+    choices = tuple(TopGrasp("box", 0.03, 0.012, slide, angle) for slide, angle in ((0, 0), (0, turn), (0.02, 0)))
+    hand = hand_at([*place, 0.07], about_z(np.deg2rad(degrees)) @ HAND_DOWN)
+    state = SimpleNamespace(**vars(hand), **vars(box_at(box_corners([0.07, 0.04, 0.1], 0.0))))
+    expected = choices[taken](state)
+    grasp = NearestGrasp(choices)(state)
+    np.testing.assert_allclose(grasp.position, expected.position)
+    np.testing.assert_allclose(grasp.rotation, expected.rotation)
 
 
 def test_a_task_without_a_recipe_is_refused_by_its_goal():
