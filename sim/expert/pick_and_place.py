@@ -37,7 +37,7 @@ HELD_WITHIN = 0.06  # a thing touched by both fingers is held only if the grasp 
 AROUND = 0.03  # nearer to the grasp than this, the fingers are still around a thing that was let go
 # Fingers close within so many metres of the grasp, sideways and along the tool, and so many radians: first values for
 # those that have closed so far that a camera sees it (first gap), second ones for open fingers.
-CLOSE_GAPS, CLOSE_WITHIN, CLOSE_ANGLES = (0.065, 0.079), (0.020, 0.008), (0.60, 0.30)
+CLOSE_GAPS, CLOSE_WITHIN, CLOSE_ANGLES = (0.068, 0.079), (0.022, 0.008), (0.60, 0.30)
 BESIDE = CLOSE_WITHIN[1]
 OPENED = (0.03, 0.06)  # gaps between which fingers that let go become free to rise
 ALIGNED, TWISTED = 0.30, 0.60  # angles between which the hand stays ever higher above the grasp, up to hover height
