@@ -30,11 +30,8 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
         replace(exact, name=f"exact, {count} nodes", nodes=count, tail_nodes=count) for count in (6, 16, 32, 64, 96)
     ]
     swept = {
-        rule: [
-            replace(DecodingConfig.load(rule), name=f"{rule}, r={radius}", tolerance={"radius": radius})
-            for radius in RADII
-        ]
-        for rule in ("spec-vla", "corrected")
+        base.name: [replace(base, name=f"{base.name}, r={radius}", tolerance={"radius": radius}) for radius in RADII]
+        for base in (DecodingConfig.load("spec-vla"), corrected)
     }
     tolerances = [
         replace(
@@ -45,7 +42,15 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
         for millimetres, milliradians in TOLERANCES
     ]
     rules = [DecodingConfig.load(name) for name in RULES]
-    return {"rules": rules, "drafters": drafted, "tails": tails, "nodes": nodes, **swept, "physical": tolerances}
+    known = {_nameless(rule): rule for rule in rules}
+    groups = {"drafters": drafted, "tails": tails, "nodes": nodes, **swept, "physical": tolerances}
+    shared = {group: [known.get(_nameless(config), config) for config in own] for group, own in groups.items()}
+    return {"rules": rules, **shared}
+
+
+def _nameless(config: DecodingConfig) -> str:
+    """What two decodings that differ in their names only have in common: they are measured once."""
+    return repr(replace(config, name="any"))
 
 
 def write_decoding(config: DecodingConfig, file: Path) -> Path:
