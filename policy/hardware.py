@@ -40,6 +40,28 @@ def current(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def limit_memory(device: torch.device, gigabytes: float) -> None:
+    """Let PyTorch take at most so many GB (1e9 bytes) of a GPU, as if the card were smaller or shared: what needs more
+    fails with `torch.OutOfMemoryError`. The driver's own share, about half a GB, comes on top.
+
+    Raises ValueError for a device that is no GPU, and for a limit that is not positive or more than the GPU has.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"a limit of {gigabytes:g} GB is for a GPU's memory, and the device is {device}; leave it out")
+    total = torch.cuda.get_device_properties(device).total_memory / 1e9
+    if not 0 < gigabytes <= total:
+        raise ValueError(f"the limit must be above 0 and at most the GPU's {total:.1f} GB, got {gigabytes:g}")
+    torch.cuda.set_per_process_memory_fraction(gigabytes / total, device)
+
+
+def return_freed_memory(device: torch.device) -> None:
+    """Give memory that PyTorch has let go of back to the GPU. What comes next can seldom use the pieces: when small
+    matrices become one large one, a process would else hold twice what it needs.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The named dtype, or bfloat16 where the device multiplies matrices in it, else float32.
 

@@ -32,7 +32,7 @@ from policy.benchmark.passes import ARRANGEMENTS, measure_passes
 from policy.benchmark.subject import TRANSFORMERS, Arrangement, Episode, Shape, Subject
 from policy.benchmark.waterfall import plot_stages
 from policy.decoding.physical import ActionUnits
-from policy.hardware import choose_device, choose_dtype
+from policy.hardware import choose_device, choose_dtype, limit_memory
 from policy.openvla.checkpoint import checkpoint_hash, locate_checkpoint
 from policy.openvla.config import PATCHES, OpenVLAConfig
 from policy.results import commit, hardware, write_result
@@ -78,6 +78,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--shape", type=Shape, default="own", help="7b: widened on the device to OpenVLA-7B's sizes")
     parser.add_argument("--device", type=str, default="auto")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument(
+        "--gpu-memory-gb", type=float | None, default=None, help="most that rows may take, as on a smaller GPU"
+    )
     parser.add_argument("--rows", nargs="*", type=str, default=None, help="rows to measure, all unless given")
     parser.add_argument("--passes", nargs="*", type=str, default=[], help='single passes to time by name, or "all"')
     parser.add_argument(
@@ -120,6 +123,8 @@ class Benchmark:
         self._chosen, self._console = chosen, console
         self._deadline = time.monotonic() + chosen.time_limit
         device = choose_device(chosen.device)
+        if chosen.gpu_memory_gb is not None:
+            limit_memory(device, chosen.gpu_memory_gb)
         directory = locate_checkpoint(chosen.checkpoint)
         self._subject = Subject(directory, device, choose_dtype(chosen.dtype, device), chosen.shape, chosen.unnorm_key)
         paths = list_demonstrations(chosen.demonstrations)[: chosen.episodes]
@@ -133,6 +138,7 @@ class Benchmark:
             "checkpoint_hash": checkpoint_hash(directory),
             "shape": chosen.shape,
             "device": str(device),
+            "gpu_memory_gb": chosen.gpu_memory_gb,
             "dtype": str(self._subject.dtype).removeprefix("torch."),
             "episodes": [episode.name for episode in self._episodes],
             "frames": sum(len(episode.frames) for episode in self._episodes[1:]),

@@ -33,6 +33,9 @@ def parse_arguments() -> Namespace:
     )
     parser.add_argument("--device", type=str, default="auto")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument(
+        "--gpu-memory-gb", type=float | None, default=None, help="most to take, where others share the GPU"
+    )
     parser.add_argument("--image-path", type=str, default="auto", help="auto, libero or processor")
     parser.add_argument("--decoding", type=str, default="exact", help="a YAML file, or a name in configs/decoding")
     parser.add_argument("--capture", type=bool, default=True, help="replay forward passes as CUDA graphs")
@@ -55,9 +58,11 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         return FakePolicy()
     from policy.acceleration.plan import fastest, preset  # imports torch; the server's state can be asked meanwhile
     from policy.decoding.config import DecodingConfig
-    from policy.hardware import choose_device
+    from policy.hardware import choose_device, limit_memory
     from policy.runtime import Policy
 
+    if arguments.gpu_memory_gb is not None:
+        limit_memory(choose_device(arguments.device), arguments.gpu_memory_gb)
     acceleration = arguments.acceleration
     if acceleration == "auto":  # weights that are replaced must stay as they are
         acceleration = "none" if arguments.follow else fastest(choose_device(arguments.device))

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from policy.acceleration.kernel_layer import View, added, kernel_layer
 from policy.acceleration.rows import Rows
 from policy.decoding.cache import StaticCache
+from policy.hardware import return_freed_memory
 from policy.openvla.language_model import KeyValueCache, LanguageModel, Layer, RMSNorm, rotary_tables, rotate, taken
 
 # PyTorch's memory-efficient attention wants rows of a mask to start at multiples of so many numbers, and where they do
@@ -117,6 +118,7 @@ class FusedLanguageModel(LanguageModel):
         layers = self.model.layers
         for index in range(len(layers)):
             layers[index] = FusedLayer(cast(Layer, layers[index]), own_kernels)
+            return_freed_memory(self.lm_head.weight.device)
 
     def forward(
         self,

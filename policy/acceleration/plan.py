@@ -19,6 +19,7 @@ from policy.acceleration.fused_language import FusedLanguageModel, FusedLayer
 from policy.acceleration.int8 import Int8Linear
 from policy.acceleration.patches import PatchProduct
 from policy.acceleration.rows import check_kernels
+from policy.hardware import return_freed_memory
 from policy.openvla.model import OpenVLA
 from policy.openvla.vision import VisionBackbone
 
@@ -116,6 +117,7 @@ def accelerate(model: OpenVLA, plan: Acceleration) -> None:
     if plan.precision != "full":
         for layer in model.language_model.model.layers:
             _replace_products(layer, {"int8": Int8Linear, "fp8": Float8Linear}[plan.precision])
+            return_freed_memory(model.device)
     if plan.parallel_towers and model.device.type == "cuda":
         _run_towers_at_once(model.vision_backbone)
     if plan.compiled:

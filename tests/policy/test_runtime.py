@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,6 +164,29 @@ def test_a_chosen_gpu_is_where_streams_and_graphs_go(monkeypatch) -> None:
     for name in ("cpu", "cuda", "cuda:3"):
         assert str(hardware.choose_device(name)) == name
     assert chosen == [torch.device("cuda:3")]
+
+
+def test_a_limit_on_gpu_memory_is_a_share_of_what_there_is(monkeypatch) -> None:
+    gpu, shares = torch.device("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: shares.append(given))
+    hardware.limit_memory(gpu, 20.0)
+    assert shares == [(0.25, gpu)]
+    for limit in (0.0, -1.0, 81.0, float("nan")):
+        with pytest.raises(ValueError, match=r"above 0 and at most the GPU's 80\.0 GB, got"):
+            hardware.limit_memory(gpu, limit)
+    with pytest.raises(ValueError, match="a limit of 20 GB is for a GPU's memory, and the device is cpu; leave it out"):
+        hardware.limit_memory(torch.device("cpu"), 20.0)
+    assert len(shares) == 1
+
+
+def test_freed_memory_is_given_back_by_gpus_only(monkeypatch) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
+    hardware.return_freed_memory(torch.device("cpu"))
+    assert not calls
+    hardware.return_freed_memory(torch.device("cuda"))
+    assert len(calls) == 1
 
 
 def test_a_rehearsal_changes_nothing(policy: Policy) -> None:
