@@ -56,7 +56,7 @@ def limit_memory(device: torch.device, gigabytes: float) -> None:
 
 def return_freed_memory(device: torch.device) -> None:
     """Give memory that PyTorch has let go of back to the GPU. What comes next can seldom use the pieces: when small
-    matrices become one large one, a process would else hold twice what it needs.
+    matrices become one large one, a process would else hold on to the room of both.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -16,8 +16,6 @@ import torch
 
 from policy.openvla.action_tokens import load_statistics
 from policy.openvla.checkpoint import (
-    CONFIG_FILE,
-    STATISTICS_FILE,
     TOKENIZER_FILES,
     CheckpointError,
     checkpoint_hash,
@@ -35,7 +33,7 @@ def average_checkpoints(sources: Sequence[Path], shares: Sequence[float], output
     shares: positive, scaled to sum to 1. Needs memory for the sum in float32 and one of the policies.
     Returns the share by the sources' hashes, as also written to the new directory's `training_config.json`.
     Raises CheckpointError for what is no checkpoint, for policies that differ in more than their weights, and when
-    `output` is there already; ValueError for shares that are not positive or not as many.
+    `output` is there already; ValueError for shares that are not positive or not as many, and for equal policies.
     """
     if len(sources) < 2 or len(shares) != len(sources) or min(shares) <= 0:
         raise ValueError(
@@ -43,6 +41,9 @@ def average_checkpoints(sources: Sequence[Path], shares: Sequence[float], output
         )
     if output.exists():
         raise CheckpointError(f"{output} is there already; choose a new directory")
+    hashes = [checkpoint_hash(source) for source in sources]
+    if len(set(hashes)) < len(hashes):
+        raise ValueError("the same policy is given twice; leave one out, or give it a larger share")
     first, *others = sources
     for other in others:
         _check_alike(first, other)
@@ -53,8 +54,8 @@ def average_checkpoints(sources: Sequence[Path], shares: Sequence[float], output
         tensor *= shares[0] / total
     for source, share in zip(others, shares[1:], strict=True):
         _add(tensors, load_checkpoint(source), share / total)
-    save_checkpoint(mean, output, tokenizer_directory=first, statistics=_statistics_json(first))
-    parts = {checkpoint_hash(source): share / total for source, share in zip(sources, shares, strict=True)}
+    save_checkpoint(mean, output, tokenizer_directory=first, statistics=_statistics(first))
+    parts = {digest: share / total for digest, share in zip(hashes, shares, strict=True)}
     (output / AVERAGE_FILE).write_text(json.dumps({"average_of": parts}, indent=1) + "\n")
     return parts
 
@@ -84,15 +85,13 @@ def _check_alike(first: Path, other: Path) -> None:
         )
 
 
+def _statistics(directory: Path) -> dict[str, dict[str, Any]]:
+    """What turns tokens into actions, by data set; how many frames it was drawn from is no longer true of a mean."""
+    return {key: {"action": entry.to_json()} for key, entry in load_statistics(directory).items()}
+
+
 def _actions(directory: Path) -> dict[str, list[Any]]:
-    """What turns tokens into actions; the other statistics only describe the data."""
+    """The part of it that decides; mean and spread only describe the data."""
     return {
-        key: [entry.q01.tolist(), entry.q99.tolist(), entry.mask.tolist()]
-        for key, entry in load_statistics(directory).items()
+        key: [entry["action"][name] for name in ("q01", "q99", "mask")] for key, entry in _statistics(directory).items()
     }
-
-
-def _statistics_json(directory: Path) -> dict[str, Any]:
-    own = directory / STATISTICS_FILE
-    content = json.loads((own if own.is_file() else directory / CONFIG_FILE).read_text())
-    return content if own.is_file() else content["norm_stats"]
