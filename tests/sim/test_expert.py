@@ -11,7 +11,7 @@ from policy.types import ActionPolicy, Observation
 from sim.expert import ExpertPolicy, make_expert
 from sim.expert.drawer import Drawer
 from sim.expert.expert import to_openvla
-from sim.expert.grasps import NearestGrasp, TopGrasp, clear_top_grasp
+from sim.expert.grasps import LidGrasp, NearestGrasp, TopGrasp, clear_top_grasp
 from sim.expert.recipes import skill_for
 from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric, rotation_vector
 from sim.expert.sequence import Sequence
@@ -110,6 +110,13 @@ def test_a_hand_that_is_at_another_good_grasp_stays_there(place, degrees, taken)
     grasp = NearestGrasp(choices)(state)
     np.testing.assert_allclose(grasp.position, expected.position)
     np.testing.assert_allclose(grasp.rotation, expected.rotation)
+
+
+def test_a_camera_in_front_sees_fingers_close_at_a_lid():
+    """It looks along world x: fingers that close along it look alike open and closed."""
+    pot = SimpleNamespace(position=lambda _: np.zeros(3), rotation=lambda _: np.eye(3))
+    travel = LidGrasp("pot")(pot).rotation[:, 0]
+    assert 0.5 <= abs(travel[1]) <= 0.9  # nearer to world y they would meet the handle and the spout
 
 
 def test_a_task_without_a_recipe_is_refused_by_its_goal():
