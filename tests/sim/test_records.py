@@ -1,9 +1,22 @@
+import lzma
+import subprocess
+import sys
 from dataclasses import replace
 
 import msgspec
 import pytest
 
-from sim.records import EndReason, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key, read_records
+from policy.results import REPOSITORY
+from sim.records import (
+    EndReason,
+    EpisodeLog,
+    EpisodeRecord,
+    Latency,
+    Outcome,
+    newest_by_key,
+    read_records,
+    write_archive,
+)
 
 RECORD = EpisodeRecord(
     suite="libero_object",
@@ -92,3 +105,36 @@ def test_records_of_before_there_were_clocks_can_be_read(tmp_path):
 def test_other_conditions_are_other_episodes():
     charged = [replace(RECORD, clock="charged", timing=(f"latency {ms} ms",)) for ms in (100, 200)]
     assert len(newest_by_key([RECORD, *charged])) == 3
+
+
+def test_an_archive_holds_every_episode_once_without_its_decisions(tmp_path):
+    slow = replace(RECORD, seconds=1 / 3, decision_ms=(10.0, 20.0))
+    archive = tmp_path / "new" / "episodes.jsonl.xz"
+    assert write_archive(archive, [ERROR, slow, replace(slow, init_state=8)]) == 2
+    kept = read_records(archive)
+    assert kept == [replace(slow, seconds=0.333, decision_ms=(), init_state=state) for state in (7, 8)]
+    (tmp_path / "on.jsonl").write_bytes(lzma.decompress(archive.read_bytes()))
+    assert EpisodeLog(tmp_path / "on.jsonl").records == kept  # an evaluation goes on from it
+
+
+def test_what_is_no_archive_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"call it episodes\.jsonl\.xz"):
+        write_archive(tmp_path / "episodes.jsonl", [RECORD])
+    (tmp_path / "text.xz").write_text("nothing compressed")
+    with pytest.raises(ValueError, match="no archive of episode records"):
+        read_records(tmp_path / "text.xz")
+
+
+def test_the_script_archives_several_files(tmp_path):
+    files = [tmp_path / f"{state}.jsonl" for state in range(2)]
+    for state, file in enumerate(files):
+        EpisodeLog(file).append(replace(RECORD, init_state=state))
+    archive = tmp_path / "all.jsonl.xz"
+    command = [sys.executable, "scripts/archive_records.py", *map(str, files), str(archive)]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.startswith("2 episodes, ")
+    assert [record.init_state for record in read_records(archive)] == [0, 1]
+    refused = subprocess.run([*command, "more.jsonl"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("cannot archive: ")

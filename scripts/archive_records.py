@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Keep the episodes behind a result in a fiftieth of the space, to publish them or to go on with them elsewhere.
+
+    python scripts/archive_records.py runs/box.jsonl docs/results/episodes/box-policy.jsonl.xz
+    xzcat docs/results/episodes/box-policy.jsonl.xz > runs/box.jsonl    # the same evaluation goes on from there
+
+An archive holds the last record of every episode, without the latency of each single decision and with fractions to
+three places. `pandas.read_json(FILE, lines=True)` reads it as it is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from sim.records import read_records, write_archive
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("records", nargs="+", type=Path, help="JSONL files of episodes, then the archive to write")
+    return parser
+
+
+def main() -> None:
+    *sources, archive = make_parser().parse_args().records
+    if not sources:
+        raise SystemExit(f"give the episodes' files and then the archive, got only {archive}")
+    try:
+        count = write_archive(archive, [record for source in sources for record in read_records(source)])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"cannot archive: {error}") from None
+    print(f"{count} episodes, {archive.stat().st_size / 1e3:.0f} kB: {archive}")
+
+
+if __name__ == "__main__":
+    main()
