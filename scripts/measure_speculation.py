@@ -2,6 +2,7 @@
 
     python scripts/measure_speculation.py --groups rules --suites libero_object --initial-states 0-1 --tasks 0
     python scripts/measure_speculation.py --workers 48 --servers 4 --devices cuda:0 cuda:1 --render-devices 2 3
+    python scripts/measure_speculation.py --decodings default --checkpoint DIR --output docs/results/closed-loop.json
 
 Each decoding runs the same official episodes on the lock-step clock, served by a process of its own that some ten
 simulators share. Put rendering and servers on different GPUs, since a GPU that draws for a dozen simulators is slow to
@@ -46,6 +47,9 @@ def make_parser() -> ArgumentParser:
     add_pool_options(parser)
     episodes = parser.add_argument_group("episodes")
     episodes.add_argument("--groups", nargs="+", type=str, default=[], help="what to measure, in this order; or all")
+    episodes.add_argument(
+        "--decodings", nargs="+", type=str, default=[], help="instead: YAML files, or names in configs/decoding"
+    )
     episodes.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
     episodes.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
     episodes.add_argument(
@@ -65,7 +69,11 @@ def main() -> None:
     started = time.monotonic()
     parser = make_parser()
     chosen = parser.parse_args()
+    if chosen.groups and chosen.decodings:
+        parser.error("give --groups or --decodings, not both")
     groups = decoding_groups()
+    if chosen.decodings:
+        groups = {"chosen": [DecodingConfig.load(decoding) for decoding in chosen.decodings if decoding != PLAIN]}
     if unknown := sorted(set(chosen.groups) - set(groups)):
         parser.error(f"there is no group {', '.join(unknown)}; choose some of {', '.join(groups)}")
     members = [config for group in chosen.groups or groups for config in groups[group]]
@@ -127,7 +135,8 @@ def report(
     drawn = {group: [PLAIN, *(config.name for config in own)] for group, own in groups.items() if group != PLAIN}
     plot_passes_and_success(rows, drawn, chosen.output.with_suffix(".png"))
     settings = {name: settings_of(configs[name]) | conditions_of(own) for name, own in records.items()}
-    write_result(chosen.output, [row | settings[row["decoding"]] for row in rows], headline(rows, chosen.agreement))
+    told = headline_of_each(rows) if chosen.decodings else headline(rows, chosen.agreement)
+    write_result(chosen.output, [row | settings[row["decoding"]] for row in rows], told)
     console.print(table_of(rows))
     for name, own in records.items():
         if errors := [record.error for record in own if record.outcome is Outcome.ERROR]:
@@ -157,10 +166,22 @@ def conditions_of(records: Sequence[EpisodeRecord]) -> dict[str, str]:
     }
 
 
+def over_all_suites(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The row of each decoding over all suites, or of the only one."""
+    return {row["decoding"]: row for row in rows if row["suite"] == ALL_SUITES} or {
+        row["decoding"]: row for row in rows
+    }
+
+
+def headline_of_each(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """The numbers to quote of some decodings, over all suites."""
+    quoted = ("rate", "points", "passes", "latency_p50_ms", "latency_p95_ms", "latency_p99_ms")
+    return {name: {key: row.get(key) for key in quoted} for name, row in over_all_suites(rows).items()}
+
+
 def headline(rows: list[dict[str, Any]], agreement: Path) -> dict[str, float | None]:
     """The numbers to quote, over all suites; None for what was not measured."""
-    over_all = {row["decoding"]: row for row in rows if row["suite"] == ALL_SUITES}
-    over_all = over_all or {row["decoding"]: row for row in rows}
+    over_all = over_all_suites(rows)
     exact, default = (over_all.get(name, {}) for name in ("exact", "default"))
     compared = json.loads(agreement.read_text())["headline"] if agreement.is_file() else {}
     return {

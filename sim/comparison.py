@@ -1,4 +1,4 @@
-"""Several decoders on the same episodes, each against the plain one: success, passes and deviation, by suite.
+"""Several decoders on the same episodes, each against the plain one: success, latency, passes and deviation, by suite.
 
 Knows records of episodes. Knows nothing of how they were run, of configurations or of files.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from policy.types import ACTION_NAMES
 from sim.decoding_statistics import DecodingStatistics
-from sim.records import EpisodeRecord, Outcome
+from sim.records import EpisodeRecord, Latency, Outcome
 from sim.statistics import SuccessRate, compare_paired
 
 ALL_SUITES = "all"
@@ -34,7 +34,7 @@ def comparison_rows(
             chosen = [record for record in own if suite in (record.suite, ALL_SUITES)]
             paired = [record for record in records.get(baseline, ()) if suite in (record.suite, ALL_SUITES)]
             row = {"decoding": name, "suite": suite} | success_columns(chosen) | paired_columns(chosen, paired)
-            rows.append(row | _decoding(chosen, bin_sizes))
+            rows.append(row | _latency(chosen) | _decoding(chosen, bin_sizes))
     return rows
 
 
@@ -77,6 +77,15 @@ def paired_columns(records: Sequence[EpisodeRecord], baseline: Sequence[EpisodeR
         "solved_only_by_baseline": paired.only_second,
         "points": 100 * (paired.only_first - paired.only_second) / paired.episodes,
         "mcnemar_p": paired.p_value,
+    }
+
+
+def _latency(records: Sequence[EpisodeRecord]) -> dict[str, float | None]:
+    """Milliseconds from handing over an observation to having the action, of all decisions; None where not recorded."""
+    decisions = [milliseconds for record in _valid(records) for milliseconds in record.decision_ms]
+    found = Latency.of(decisions) if decisions else None
+    return {
+        f"latency_{name}": round(getattr(found, name), 2) if found else None for name in ("p50_ms", "p95_ms", "p99_ms")
     }
 
 

@@ -42,3 +42,28 @@ def test_a_report_without_time_to_run_anything(tmp_path):
     assert rows["exact"]["device"] == RECORD.device
     assert (tmp_path / "result.png").stat().st_size > 1000
     assert sorted(file.suffix for file in tmp_path.iterdir() if file.suffix in (".yaml", ".log")) == []
+
+
+def test_decodings_of_ones_own_choice_are_quoted_one_by_one(tmp_path):
+    weights = checkpoint_hash(BOX)
+    for name, trace, milliseconds in (("autoregressive", PLAIN, 30.0), ("default", FAST, 12.0)):
+        log = EpisodeLog(tmp_path / f"{name}.jsonl")
+        decoding, told = DecodingStatistics.of([trace] * 10), (milliseconds,) * 10
+        log.append(replace(RECORD, checkpoint_hash=weights, decoding=decoding, decision_ms=told))
+    script = [sys.executable, "scripts/measure_speculation.py", "--checkpoint", str(BOX), "--time-limit", "0"]
+    files = ["--runs", str(tmp_path), "--output", str(tmp_path / "result.json")]
+    finished = subprocess.run(
+        [*script, "--decodings", "default", *files], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    headline = json.loads((tmp_path / "result.json").read_text())["headline"]
+    assert {
+        name: (quoted["rate"], quoted["passes"], quoted["latency_p99_ms"]) for name, quoted in headline.items()
+    } == {
+        "autoregressive": (1.0, 7, 30.0),
+        "default": (1.0, 1, 12.0),
+    }
+    both = [*script, "--decodings", "default", "--groups", "rules", *files]
+    refused = subprocess.run(both, cwd=REPOSITORY, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "give --groups or --decodings, not both" in refused.stderr
