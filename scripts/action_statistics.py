@@ -60,11 +60,16 @@ def table(rows: list[dict[str, object]]) -> Table:
     return result
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demonstrations", type=Path, help="folder with recorded episodes, with or without frames")
     parser.add_argument("--checkpoint", type=Path | None, default=None, help="take the bins of this policy")
     parser.add_argument("--summary", type=Path | None, default=None, help="JSON file for the table")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     chosen = parser.parse_args()
     labels = read_labels(chosen.demonstrations)
     if not labels:

@@ -2,7 +2,7 @@
 """How fast a control step is on this machine, row by row, and how near to what its memory and arithmetic allow.
 
     python scripts/benchmark.py DEMOS --shape 7b --time-limit 560
-    python scripts/benchmark.py DEMOS --rows "graph autoregressive" exact relaxed --frames 50
+    python scripts/benchmark.py DEMOS --rows "graph autoregressive" exact relaxed --steps 50
     python scripts/benchmark.py DEMOS --shape 7b --rows --passes all
 
 DEMOS is a folder of demonstrations with frames; the first warms, the others are measured in order. Run it again to go

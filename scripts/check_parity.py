@@ -79,13 +79,17 @@ def show(report: Report, golden: GoldenSet, console: Console) -> None:
         console.print(f"[red]{check.name}[/]: first difference at {check.detail}", highlight=False)
 
 
-def main(arguments_given: Sequence[str] | None = None) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", required=True, help="checkpoint directory or hub id")
     parser.add_argument("--golden", required=True, type=Path, help="directory with golden.json, arrays/ and images/")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="also decides the tolerances")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
-    arguments = parser.parse_args(arguments_given)
+    return parser
+
+
+def main(arguments_given: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(arguments_given)
     console = Console()
     try:
         golden = GoldenSet(arguments.golden)

@@ -14,7 +14,7 @@ from sim.recording_worker import CollectionError
 from sim.suites import parse_numbers
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument("--output", type=str, default="demos", help="folder for the demonstrations, one file each")
@@ -36,6 +36,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
     parser.add_argument("--render-devices", nargs="*", type=int, default=[], help="EGL devices, taken in turn")
     parser.add_argument("--time-limit", type=float, default=0.0, help="seconds after which no episode starts, 0: none")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     chosen = parser.parse_args()
     try:
         config = CollectionConfig(

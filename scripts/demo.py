@@ -43,7 +43,7 @@ def ended_with_this_block() -> Iterator[list[subprocess.Popen[bytes]]]:
             child.wait(timeout=20)
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="directory or hub id (default: the policy in the box)")
     parser.add_argument("--decoding", default="exact", help="a YAML file, or a name in configs/decoding")
@@ -51,7 +51,11 @@ def main() -> int:
     parser.add_argument("--tasks", default="0", help="task numbers of each suite, e.g. 0,3-5")
     parser.add_argument("--initial-states", default="0-2", help="official initial states of each task")
     parser.add_argument("--output", type=Path, default=None, help="folder for results and videos")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = make_parser().parse_args()
     output = arguments.output or ROOT / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
     output.mkdir(parents=True, exist_ok=True)
 

@@ -16,12 +16,16 @@ from policy.openvla.action_tokens import ActionTokenizer, load_statistics, selec
 from policy.training.demonstrations import Demonstration, list_demonstrations
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demonstrations", type=Path, help="folder of .npz files, see collect_demos.py")
     parser.add_argument("--checkpoint", type=Path, default=Path("policy/pretrained/libero"), help="directory")
     parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    chosen = make_parser().parse_args()
     tokenizer = ActionTokenizer()
     try:
         statistics = select_statistics(load_statistics(chosen.checkpoint), chosen.unnorm_key)

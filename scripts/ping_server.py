@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +24,7 @@ from policy.results import write_result
 from policy.types import Observation, PolicySpec
 
 
-def parse_arguments() -> Namespace:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--endpoint", type=str, default=DEFAULT_ENDPOINT)
     parser.add_argument("--actions", type=int, default=200, help="actions to time")
@@ -34,7 +34,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--instruction", type=str, default="pick up the milk and place it in the basket")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="longest wait for one action")
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
-    return parser.parse_args()
+    return parser
 
 
 def show(rows: Sequence[LatencyRow], spec: PolicySpec, title: str) -> None:
@@ -49,7 +49,7 @@ def show(rows: Sequence[LatencyRow], spec: PolicySpec, title: str) -> None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments = make_parser().parse_args()
     image = np.random.default_rng(0).integers(0, 256, (arguments.side, arguments.side, 3), np.uint8)
     try:
         observation = Observation(image, arguments.instruction)

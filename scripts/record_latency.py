@@ -17,12 +17,16 @@ from sim.latency import trace_of
 from sim.records import Latency, read_records
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("records", type=Path, help="JSONL file of one run on the lock-step or the real-time clock")
     parser.add_argument("--output", type=Path, required=True, help="JSON file for the trace")
     parser.add_argument("--note", type=str, default="", help="what else to remember of it")
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    chosen = make_parser().parse_args()
     try:
         trace = trace_of(read_records(chosen.records), chosen.note)
     except (OSError, ValueError) as error:

@@ -40,11 +40,16 @@ def render_files(paths: list[Path], output: Path) -> int:
     return frames
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("demonstrations", type=Path, help="folder with the recorded episodes")
     parser.add_argument("output", type=Path, help="folder for the rendered ones")
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     chosen = parser.parse_args()
     recorded = list_demonstrations(chosen.demonstrations)
     if not recorded:

@@ -23,7 +23,7 @@ from sim.report.page import html_page
 from sim.report.tables import control_table, origin_table, speedup_table, success_table
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="JSONL files of episodes, or folders of them")
     parser.add_argument(
@@ -31,7 +31,11 @@ def main() -> None:
     )
     parser.add_argument("--title", type=str, default="Success and control latency")
     parser.add_argument("--films-per-world", type=int, default=1, help="initial states shown side by side")
-    chosen = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    chosen = make_parser().parse_args()
     try:
         runs = read_runs(chosen.runs)
     except (OSError, ValueError) as error:

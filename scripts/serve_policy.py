@@ -24,7 +24,7 @@ from policy.types import PolicySpec
 BOX_POLICY = os.path.relpath(Path(__file__).resolve().parent.parent / "policy" / "pretrained" / "libero")
 
 
-def parse_arguments() -> Namespace:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML file with any of these settings")
     parser.add_argument("--checkpoint", type=str, default=BOX_POLICY, help="directory or hub id")
@@ -48,7 +48,7 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--follow-share", type=float, default=1.0, help="of the time, in which it decides meanwhile")
     parser.add_argument("--insecure-bind", action="store_true", help="listen to other machines without keys")
     parser.add_argument("--fake", action="store_true", help="serve a policy without a model")
-    return parser.parse_args()
+    return parser
 
 
 def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
@@ -85,7 +85,7 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
 
 
 def main() -> int:
-    arguments = parse_arguments()
+    arguments = make_parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         server = PolicyServer(

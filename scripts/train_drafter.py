@@ -45,10 +45,15 @@ def plot_metrics(metrics_file: Path) -> Path:
     return metrics_file.with_suffix(".png")
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(DrafterTrainingConfig)
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     values = parser.instantiate(parser.parse_args())
     values.pop("config", None)
     try:

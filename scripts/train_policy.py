@@ -53,13 +53,18 @@ def plot_metrics(run: Path) -> Path:
     return run / "metrics.png"
 
 
-def main() -> None:
+def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(TrainingConfig)
     parser.add_argument("--evaluate", type=list[str], default=[], help="suites for episodes in closed loop at the end")
     parser.add_argument("--evaluation_states", type=str, default="0-9", help="official initial states for them")
     parser.add_argument("--evaluation_workers", type=int, default=2, help="simulator processes for them")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser()
     values = parser.parse_args()
     config = parser.instantiate(values)
     config.pop("config", None)
