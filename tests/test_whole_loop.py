@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,21 @@ def test_the_box_is_small_and_says_how_it_was_made() -> None:
     files = {path.name: path.stat().st_size for path in BOX.iterdir()}
     assert sum(files.values()) <= 25e6
     assert {"model.safetensors", "config.json", "dataset_statistics.json", "tokenizer.json", "README.md"} <= set(files)
-    trained = json.loads((BOX / "training_config.json").read_text())
-    assert NetworkSize(**trained["network"]) == NetworkSize()
-    assert trained["steps"] > 0
+    runs = list(training_runs(json.loads((BOX / "training_config.json").read_text())))
+    assert runs
+    for trained in runs:
+        assert NetworkSize(**trained["network"]) == NetworkSize()
+        assert trained["steps"] > 0
+
+
+def training_runs(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Of a policy, or of all that it is the average of."""
+    if "average_of" not in told:
+        yield told
+        return
+    assert set(told["average_of"]) == set(told["training"])
+    for part in told["training"].values():
+        yield from training_runs(part)
 
 
 @pytest.mark.libero

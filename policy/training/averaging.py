@@ -31,7 +31,8 @@ def average_checkpoints(sources: Sequence[Path], shares: Sequence[float], output
     """Write the mean of the checkpoint directories `sources`, weighted by `shares`, to `output`, in bfloat16.
 
     shares: positive, scaled to sum to 1. Needs memory for the sum in float32 and one of the policies.
-    Returns the share by the sources' hashes, as also written to the new directory's `training_config.json`.
+    Returns the share by the sources' hashes, as also written to the new directory's `training_config.json`, together
+    with what theirs say.
     Raises CheckpointError for what is no checkpoint, for policies that differ in more than their weights, and when
     `output` is there already; ValueError for shares that are not positive or not as many, and for equal policies.
     """
@@ -56,7 +57,12 @@ def average_checkpoints(sources: Sequence[Path], shares: Sequence[float], output
         _add(tensors, load_checkpoint(source), share / total)
     save_checkpoint(mean, output, tokenizer_directory=first, statistics=_statistics(first))
     parts = {digest: share / total for digest, share in zip(hashes, shares, strict=True)}
-    (output / AVERAGE_FILE).write_text(json.dumps({"average_of": parts}, indent=1) + "\n")
+    trained = {
+        digest: json.loads((source / AVERAGE_FILE).read_text())
+        for digest, source in zip(hashes, sources, strict=True)
+        if (source / AVERAGE_FILE).is_file()
+    }
+    (output / AVERAGE_FILE).write_text(json.dumps({"average_of": parts, "training": trained}, indent=1) + "\n")
     return parts
 
 

@@ -29,6 +29,7 @@ def moved(small_model, tokenizer_directory, tmp_path) -> Path:
 
 
 def test_every_weight_is_the_weighted_mean(small_checkpoint, moved, tmp_path):
+    (moved / "training_config.json").write_text('{"steps": 5}')
     parts = average_checkpoints([small_checkpoint, moved], [3.0, 1.0], tmp_path / "mean")
     first, second, mean = (
         load_checkpoint(path, dtype=torch.float32).state_dict() for path in (small_checkpoint, moved, tmp_path / "mean")
@@ -39,7 +40,8 @@ def test_every_weight_is_the_weighted_mean(small_checkpoint, moved, tmp_path):
             tensor, (0.75 * first[name] + 0.25 * second[name]).bfloat16().float(), rtol=0, atol=0
         )
     assert parts == {checkpoint_hash(small_checkpoint): 0.75, checkpoint_hash(moved): 0.25}
-    assert json.loads((tmp_path / "mean" / "training_config.json").read_text()) == {"average_of": parts}
+    told = json.loads((tmp_path / "mean" / "training_config.json").read_text())
+    assert told == {"average_of": parts, "training": {checkpoint_hash(moved): {"steps": 5}}}
     statistics = json.loads((tmp_path / "mean" / "dataset_statistics.json").read_text())
     assert statistics == {"libero_test": {"action": statistics_json()["libero_test"]["action"]}}
 
