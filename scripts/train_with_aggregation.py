@@ -38,6 +38,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--minutes", type=float, default=12.0, help="of training, in all")
     parser.add_argument("--initialize-from", type=str, default="", help="checkpoint to start from")
     parser.add_argument("--training-options", nargs="*", type=str, default=[], help="more, as NAME=VALUE")
+    parser.add_argument(
+        "--samples-per-frame",
+        type=float,
+        default=12.0,
+        help="how often training may draw a frame on average; it waits for new ones and leaves a shared GPU to them",
+    )
     parser.add_argument("--suites", nargs="+", type=str, default=["libero_object", "libero_spatial"])
     parser.add_argument("--tasks", type=str, default="0-9", help="numbers in each suite")
     parser.add_argument("--first-seed", type=int, default=10_000, help="of the episodes that are recorded")
@@ -79,6 +85,7 @@ def train_command(chosen: Namespace) -> list[str]:
     command += [str(_ROOT / "scripts" / "train_policy.py"), "--config", str(chosen.training)]
     command += ["--demonstrations", f"[{run / 'demonstrations'}]", "--output", str(run)]
     command += ["--minutes", str(chosen.minutes), "--device", chosen.device]
+    command += ["--samples_per_frame", str(chosen.samples_per_frame)]
     if chosen.initialize_from:
         command += ["--initialize_from", chosen.initialize_from]
     return command + [f"--{option}" for option in chosen.training_options]

@@ -38,6 +38,8 @@ from policy.training.objective import (
 from policy.training.replicas import Replicas
 from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
 
+_PAUSE = 0.1  # seconds until it looks again whether there are new frames
+
 
 class BehaviorCloning:
     """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights.
@@ -223,30 +225,22 @@ class BehaviorCloning:
         result: Losses | None = None
         while self._goes_on():
             started = time.monotonic()
-            for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate()
-            result = self._losses(self.model, self.store, self.store.sample(config.batch_size), training=True)
-            result.total.backward()
-            self.replicas.average_gradients(self.model.parameters())
-            clip_grad_norm_(self.model.parameters(), config.gradient_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.average.update_parameters(self.model)
-            self.step += 1
+            if self._waits_for_frames():
+                time.sleep(_PAUSE)
+            else:
+                result = self._step()
             now = time.monotonic()
             if now - last_refresh > config.refresh_seconds:
                 self.store.refresh()
                 self.validation.refresh()
                 last_refresh = now
-            if self.replicas.first and now - last_log > config.log_seconds:
+            if self.replicas.first and result is not None and now - last_log > config.log_seconds:
                 self._log(result)
                 last_log = now
             if self.replicas.first and now - last_save > config.save_seconds:
                 self._save_state()
                 self.save_policy(config.output / "policy")
                 last_save = now
-            if self.device.type == "cuda" and self.step % 8 == 0:
-                torch.cuda.synchronize()  # keeps `elapsed` honest: the queue never runs far ahead
             self.elapsed += time.monotonic() - started
         if self.replicas.first:
             if result is not None:
@@ -257,6 +251,31 @@ class BehaviorCloning:
         self.validation.close()
         self.replicas.close()
         return config.output / "policy"
+
+    def _step(self) -> Losses:
+        """One batch, one update of the weights and of their average."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        result = self._losses(self.model, self.store, self.store.sample(config.batch_size), training=True)
+        result.total.backward()
+        self.replicas.average_gradients(self.model.parameters())
+        clip_grad_norm_(self.model.parameters(), config.gradient_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update_parameters(self.model)
+        self.step += 1
+        if self.device.type == "cuda" and self.step % 8 == 0:
+            torch.cuda.synchronize()  # keeps `elapsed` honest: the queue never runs far ahead
+        return result
+
+    def _waits_for_frames(self) -> bool:
+        """Whether the next step comes too early for `samples_per_frame`; all processes wait when the first one does."""
+        limit = self.config.samples_per_frame
+        if limit is None:
+            return False
+        waits = (self.step + 1) * self.config.batch_size > limit * self.store.taken_in
+        return bool(self.replicas.agree(waits)[0])
 
     def _goes_on(self) -> bool:
         """Whether there is another step; all processes count the first one's time, and stop where it stops."""

@@ -71,6 +71,9 @@ class TrainingConfig:
     output: the run's folder: `policy/` (the checkpoint), `metrics.jsonl`, `metrics.png`, `training_state.pt`.
     instructions_file: one instruction a line; the tokenizer's words come from here.
     minutes, max_steps: the schedule ends with whichever comes first.
+    samples_per_frame: training waits for new frames when it has drawn each of those there so many times on average,
+        so that it neither learns the first ones by heart nor takes the GPU from simulators and driver; None never waits.
+        Only for folders that still grow: in another one it would wait until its minutes are over.
     start_episodes, wait_seconds: training starts as soon as so many episodes are there.
     statistics_key: dataset name under which the action statistics are stored (`unnorm_key`).
     action_range: the 256 bins of pose component i cover ±action_range[i], so that standing still is the middle of a
@@ -85,6 +88,7 @@ class TrainingConfig:
     action_range: list[float] | None = None
     minutes: float = 10.0
     max_steps: int = 1_000_000
+    samples_per_frame: float | None = None
     batch_size: int = 512
     learning_rate: float = 1e-3
     final_rate: float = 0.01
@@ -114,6 +118,8 @@ class TrainingConfig:
         for name in ("minutes", "max_steps", "batch_size", "learning_rate", "warmup_steps", "capacity", "decoders"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.samples_per_frame is not None and self.samples_per_frame <= 0:
+            raise ValueError(f"samples_per_frame must be positive or null, got {self.samples_per_frame}")
         if not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must lie between 0 and 1, got {self.average_decay}")
         reach = self.action_range

@@ -66,6 +66,7 @@ class FrameStore:
     capacity: frames for which memory is set aside (150,528 bytes each).
     held_out_every: one episode in so many goes to the validation store (`validation=True`), the others to training.
     owns: whether an episode is for this store at all, where several share a folder.
+    count: frames that there are; taken_in: with those that newer ones have replaced since.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class FrameStore:
         self.directories, self.capacity, self.device = directories, capacity, device
         self.held_out_every, self.validation = held_out_every, validation
         self.instructions: list[str] = []
-        self.count = self.episodes = 0
+        self.count = self.taken_in = self.episodes = 0
         self._next = 0  # the row after the newest frame
         self._frames = torch.empty(capacity, *FRAME_SHAPE, dtype=torch.uint8, device=device)
         self._task = torch.zeros(capacity, dtype=torch.int64, device=device)
@@ -119,6 +120,7 @@ class FrameStore:
         self._privileged[rows] = torch.from_numpy(episode.privileged[:steps]).to(self.device)
         self._next = (self._next + steps) % self.capacity
         self.count = min(self.count + steps, self.capacity)
+        self.taken_in += steps
         self.episodes += 1
         return steps
 

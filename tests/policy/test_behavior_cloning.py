@@ -97,6 +97,28 @@ def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
     assert resumed.step == 5
 
 
+def test_training_waits_until_there_are_frames_enough(config: TrainingConfig):
+    run = BehaviorCloning(replaced(config, max_steps=1000, minutes=0.2, samples_per_frame=0.5, refresh_seconds=0.2))
+    first = run.store.taken_in
+    arrived: list[int] = []
+    given = run._waits_for_frames
+
+    def waits() -> bool:
+        waited = given()
+        if waited and not arrived:
+            arrived.append(run.step)
+            for seed in range(6):
+                record(config.demonstrations[0], 2000 + seed, INSTRUCTIONS[0])
+        return waited
+
+    run._waits_for_frames = waits  # type: ignore[method-assign]
+    run.run()
+    assert arrived == [int(0.5 * first / config.batch_size)]
+    assert run.store.taken_in > first
+    assert run.step == int(0.5 * run.store.taken_in / config.batch_size) > arrived[0]
+    assert run.progress >= 1, "the schedule goes on while it waits"
+
+
 def test_late_in_a_run_the_policy_is_taught_its_own_choice(config: TrainingConfig):
     run = BehaviorCloning(replaced(config, max_steps=4, objective=ObjectiveConfig(own_choice_from=0.5)))
     asked = []
