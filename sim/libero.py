@@ -210,6 +210,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             )
         physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
         physics.reuse_compiled_model(simulator.env)
+        physics.look_up_limits_once(simulator.env)
         return simulator
 
     def _build_camera(self, mesh_cell: float) -> Camera:

@@ -6,12 +6,14 @@ Knows how robosuite 1.4 spends a reset (compiling a model it has compiled before
 Two of the three forward passes repeat what the one before has computed for the same positions and velocities; only the
 constraint solver goes on from where it stopped. So the passes after the first are cut down to that solver, which
 leaves every bit of the trajectory as it was (tests compare it with the untouched simulator). Observables nobody reads
-are not computed.
+are not computed, limits that never change are looked up once, and the hand's Jacobians, which the controller asks for
+four times a substep, are computed once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +42,31 @@ def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
     camera = Observable(name="camera", sensor=read, sampling_rate=domain.control_freq)
     domain._observables = {"camera": camera}
     domain._setup_observables = lambda: {"camera": camera}
+
+
+def look_up_limits_once(domain: Any) -> None:
+    """Lets the robots of a robosuite environment keep their action and torque limits, which are read every substep."""
+    load_robots = domain._load_robots
+    with_kept_limits: Callable[[Any], Any] = functools.cache(_with_kept_limits)
+
+    def load_robots_with_limits() -> None:
+        load_robots()
+        for robot in domain.robots:
+            robot.__class__ = with_kept_limits(type(robot))
+
+    domain._load_robots = load_robots_with_limits
+    for robot in domain.robots:
+        robot.__class__ = with_kept_limits(type(robot))
+
+
+def _with_kept_limits(robot_class: type) -> type:
+    """The robosuite robot class, its limits cached: a reset makes new robots, so they hold for one episode."""
+    names = ("action_limits", "torque_limits")
+    kept = {name: functools.cached_property(getattr(robot_class, name).fget) for name in names}
+    made = type(robot_class.__name__, (robot_class,), kept)
+    for name, kept_property in kept.items():
+        kept_property.__set_name__(made, name)
+    return made
 
 
 def reuse_compiled_model(domain: Any) -> None:
@@ -91,12 +118,14 @@ def shared_forward_passes(sim: Any, shown: np.ndarray) -> Iterator[None]:
 
     model, data = sim.model._model, sim.data._data
     velocities_known = False
+    jacobians: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by site, at the positions of the last pass
 
     def forward() -> None:
         nonlocal velocities_known
         if not velocities_known:
             mujoco.mj_step1(model, data)  # positions and velocities, and MuJoCo's check for diverged states
             velocities_known = True
+            jacobians.clear()
         mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 1)  # forces and constraints
 
     def step() -> None:
@@ -105,8 +134,17 @@ def shared_forward_passes(sim: Any, shown: np.ndarray) -> Iterator[None]:
         mujoco.mj_step2(model, data)
         velocities_known = False
 
+    def jacobians_of(site: str) -> tuple[np.ndarray, np.ndarray]:
+        if site not in jacobians:
+            linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
+            mujoco.mj_jacSite(model, data, linear, angular, sim.model.site_name2id(site))
+            jacobians[site] = linear, angular
+        return jacobians[site]
+
     sim.forward, sim.step = forward, step
+    sim.data.get_site_jacp = lambda site: jacobians_of(site)[0]
+    sim.data.get_site_jacr = lambda site: jacobians_of(site)[1]
     try:
         yield
     finally:
-        del sim.forward, sim.step
+        del sim.forward, sim.step, sim.data.get_site_jacp, sim.data.get_site_jacr
