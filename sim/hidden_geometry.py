@@ -144,6 +144,7 @@ class HiddenGeometry:
         self._boxes = boxes[:, None, :3] + _CORNERS * boxes[:, None, 3:]  # [others, 8, 3]
         self._meshes = {int(geom): _Mesh(model, geom) for geom in (*self._fixed, *self._loose)}
         self._seen_from = self._placed = np.empty(0)
+        self._views: list[_View] = []  # with the camera and the mirrors where `_seen_from` has them
         count = len(self._loose)
         self._anchors = np.full((count, 12), np.inf)  # of loose things, where they were when they last moved
         self._stayed = np.full(count, _STAYED)  # pictures since then
@@ -151,10 +152,12 @@ class HiddenGeometry:
 
     def leave_out(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         """Before a picture of the model in these positions."""
-        views = self._views(model, data)
-        seen_from = np.concatenate([[*view.normals.ravel(), *view.offsets] for view in views])
+        seen_from = np.append(data.cam_xpos[self._camera], data.cam_xmat[self._camera])
+        seen_from = np.append(seen_from, _poses(data, self._mirrors))
         other_views = not np.array_equal(seen_from, self._seen_from)
-        self._seen_from = seen_from
+        if other_views:
+            self._seen_from, self._views = seen_from, self._views_from(model, data)
+        views = self._views
         placed = _poses(data, self._fixed)
         if other_views or not np.array_equal(placed, self._placed):
             self._placed = placed
@@ -185,7 +188,7 @@ class HiddenGeometry:
             self._leave_out_of(model, data, int(self._loose[index]), views, 2.0 * _SHIFT, 2.0 * _TILT)
             self._lean[index] = True
 
-    def _views(self, model: mujoco.MjModel, data: mujoco.MjData) -> list[_View]:
+    def _views_from(self, model: mujoco.MjModel, data: mujoco.MjData) -> list[_View]:
         """The camera's, and those of its mirror images through the mirrors."""
         eye, axes = data.cam_xpos[self._camera].copy(), data.cam_xmat[self._camera].reshape(3, 3)
         half = np.tan(np.radians(model.cam_fovy[self._camera]) / 2.0)
