@@ -47,26 +47,25 @@ def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
 def look_up_limits_once(domain: Any) -> None:
     """Lets the robots of a robosuite environment keep their action and torque limits, which are read every substep."""
     load_robots = domain._load_robots
-    with_kept_limits: Callable[[Any], Any] = functools.cache(_with_kept_limits)
+
+    def keep_limits() -> None:
+        for robot in domain.robots:
+            robot.__class__ = _with_kept_limits(robot.__class__)
 
     def load_robots_with_limits() -> None:
         load_robots()
-        for robot in domain.robots:
-            robot.__class__ = with_kept_limits(type(robot))
+        keep_limits()
 
     domain._load_robots = load_robots_with_limits
-    for robot in domain.robots:
-        robot.__class__ = with_kept_limits(type(robot))
+    keep_limits()
 
 
-def _with_kept_limits(robot_class: type) -> type:
+@functools.cache
+def _with_kept_limits(robot_class: Any) -> Any:
     """The robosuite robot class, its limits cached: a reset makes new robots, so they hold for one episode."""
     names = ("action_limits", "torque_limits")
     kept = {name: functools.cached_property(getattr(robot_class, name).fget) for name in names}
-    made = type(robot_class.__name__, (robot_class,), kept)
-    for name, kept_property in kept.items():
-        kept_property.__set_name__(made, name)
-    return made
+    return type(robot_class.__name__, (robot_class,), kept)
 
 
 def reuse_compiled_model(domain: Any) -> None:
