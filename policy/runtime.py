@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
 
 from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
 from policy.decoding.autoregressive import AutoregressiveDecoder
-from policy.decoding.capture import GraphRecorder, Record, capture_passes, captured
+from policy.decoding.capture import GraphRecorder, Record, capture_passes, captured, recorded_batch
 from policy.decoding.config import ActionDecoder, DecodingConfig
 from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
@@ -35,6 +35,8 @@ from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.results import versions
 from policy.types import Action, Observation, PolicySpec
+
+_Row = TypeVar("_Row")
 
 State = Literal["loading", "warming", "testing", "ready", "closed"]
 
@@ -138,6 +140,7 @@ class Policy:
         on_gpu = model.device.type == "cuda"
         self._device_pixels = _device_pixels(settings, model.device, record, compiled) if on_gpu else None
         self._upload = Upload(model.device)
+        self._recorded = record is not None
         self._decoder: ActionDecoder | None = AutoregressiveDecoder(model, record)
         # On the host a frame costs some 3 ms; a batch from many clients must not pay that for each in turn.
         self._preprocessors = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="preprocess")
@@ -191,15 +194,17 @@ class Policy:
         decoder = self._running_decoder()
         model = decoder.model
         stopwatch = Stopwatch(model.device)
-        prompts = [self._prompter.token_ids(observation.instruction) for observation in observations]
-        pixels = self._pixels([observation.image for observation in observations])
+        rows = recorded_batch(len(observations)) if self._recorded else len(observations)
+        instructions = _filled_up([observation.instruction for observation in observations], rows)
+        prompts = [self._prompter.token_ids(instruction) for instruction in instructions]
+        pixels = self._pixels([observation.image for observation in observations], rows)
         stopwatch.lap("preprocess")
-        sight = Sight(pixels, tuple(observation.instruction for observation in observations))
+        sight = Sight(pixels, tuple(instructions))
         decoder.look(sight)
         features = model.image_features(pixels)
         stopwatch.lap("vision")
         tokens, traces = decoder.decode(PromptBatch.embed(model, prompts, features, sight), sessions, stopwatch)
-        ids = tokens.numpy()  # [B, 7]
+        ids = tokens.numpy()  # [sessions, 7]
         values = self._statistics.unnormalize(self._action_tokenizer.decode(ids)).astype(np.float32)
         stopwatch.lap("postprocess")
         return [
@@ -231,7 +236,7 @@ class Policy:
     def self_test(self) -> None:
         """Raise SelfTestError when logits are not finite or do not change between a black and a white frame."""
         model = self._running_decoder().model
-        pixels = self._pixels([_plain_frame(0), _plain_frame(255)])
+        pixels = self._pixels([_plain_frame(0), _plain_frame(255)], 2)
         prompts = [self._prompter.token_ids(_PROBE_INSTRUCTION)] * 2
         batch = PromptBatch.embed(model, prompts, model.image_features(pixels))
         logits = next(AutoregressiveDecoder(model).steps(batch)).logits  # [2, vocabulary]
@@ -258,13 +263,13 @@ class Policy:
             raise RuntimeError(f"policy is closed: {self._spec.policy_id}; load it again")
         return self._decoder
 
-    def _pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Network input `[B, 6, 224, 224]` on the device for camera frames."""
+    def _pixels(self, images: Sequence[np.ndarray], rows: int) -> torch.Tensor:
+        """Network input `[rows, 6, 224, 224]` on the device for camera frames, the last of them repeated."""
         path = cast(ImagePath, self._spec.image_path)
         if self._device_pixels is not None and path == "libero" and len({image.shape for image in images}) == 1:
-            return self._device_pixels((self._upload(np.stack(self._each(uploaded, images))),))
+            return self._device_pixels((self._upload(np.stack(_filled_up(self._each(uploaded, images), rows))),))
         pixels = self._each(lambda image: pixel_values(image, path, self._settings), images)
-        return self._upload(np.stack(pixels))
+        return self._upload(np.stack(_filled_up(pixels, rows)))
 
     def _each(self, work: Callable[[np.ndarray], np.ndarray], images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Handing a single frame to another thread would only take longer."""
@@ -310,6 +315,11 @@ def _device_pixels(
             return pixels
     warnings.warn(f"pictures made on {device} differ from the host's; the host makes them", stacklevel=2)
     return None
+
+
+def _filled_up(rows: list[_Row], count: int) -> list[_Row]:
+    """So many rows, the last of them repeated."""
+    return rows + rows[-1:] * (count - len(rows))
 
 
 def _plain_frame(level: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class AutoregressiveDecoder:
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
-        """Action token ids, int64 `[B, 7]` on the host, and one trace per row.
+        """Action token ids, int64 `[sessions, 7]` on the host, and a trace for each; rows beyond them are nobody's.
 
         Laps "prefill" and "decode" on the stopwatch.
         """
@@ -80,7 +80,7 @@ class AutoregressiveDecoder:
             deviation_bins=(0,) * ACTION_DIMENSIONS,
             sources=("",) * ACTION_DIMENSIONS,
         )
-        return tokens.cpu(), [trace] * len(prompts.lengths)
+        return tokens[: len(sessions)].cpu(), [trace] * len(sessions)
 
     def steps(self, prompts: PromptBatch) -> Iterator[GreedyStep]:
         """The seven passes one by one."""

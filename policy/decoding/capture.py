@@ -17,8 +17,10 @@ from torch import Tensor
 
 from policy.openvla.model import OpenVLA
 
-# So many shapes are recorded; further ones run as they are. Batches of 1 to 32 in a few lengths are well below.
+# So many shapes are recorded; further ones run as they are.
 _MOST_GRAPHS = 512
+# Batches are filled up to one of these sizes, or a multiple of the last, so that there are few shapes to record.
+_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 # Runs before recording: the first ones choose kernels and allocate workspaces, which a graph cannot.
 _REHEARSALS = 2
 # Whether a recorded function is running; what it calls then belongs to its own recording.
@@ -109,6 +111,11 @@ def captured(function: Callable[..., Any], record: Record | None) -> Callable[..
     if record is None:
         return lambda tensors, *others: function(*tensors, *others)
     return Captured(function, record)
+
+
+def recorded_batch(rows: int) -> int:
+    """The size that a batch of so many rows is filled up to where passes are recorded."""
+    return next((size for size in _BATCHES if size >= rows), -(-rows // _BATCHES[-1]) * _BATCHES[-1])
 
 
 def capture_passes(model: OpenVLA, record: Record | None = None) -> None:

@@ -37,7 +37,10 @@ class ActionDecoder(Protocol):
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
-        """Action token ids, int64 `[B, 7]` on the host, and one trace per row."""
+        """Action token ids, int64 `[sessions, 7]` on the host, and a trace for each.
+
+        Prompts beyond those of the sessions fill a batch up to a usual size and belong to nobody.
+        """
 
     def forget(self, session: str) -> None:
         """A new episode of this session begins."""

@@ -31,6 +31,14 @@ class ActionProgress:
         self._accepted: list[int] = []
         self._drafters: list[str] = []
 
+    @classmethod
+    def nobodys(cls, action_vocabulary: int) -> ActionProgress:
+        """Of a row that only fills a batch up: done from the beginning."""
+        progress = cls(action_vocabulary)
+        for _ in range(ACTION_DIMENSIONS):
+            progress._append(0, 0, "")
+        return progress
+
     @property
     def done(self) -> bool:
         return len(self.ids) == ACTION_DIMENSIONS

@@ -17,8 +17,9 @@ from policy.decoding.transfer import to_device
 from policy.openvla.config import PATCHES
 from policy.openvla.model import OpenVLA
 
-# Prompts are padded to a multiple of so many ids, so that instructions of all lengths make few shapes.
-PROMPT_LENGTHS = 8
+# Prompts are padded to a multiple of so many ids, so that instructions of all lengths make few shapes; where several
+# are read at once, and batches of many sizes make shapes enough, to one of more.
+PROMPT_LENGTHS, PROMPT_LENGTHS_OF_SEVERAL = 8, 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +68,8 @@ class PromptBatch:
             raise ValueError(
                 f"token id {highest} is not in the model's vocabulary of {vocabulary}; the tokenizer is another model's"
             )
-        longest = -(-max(map(len, prompts)) // PROMPT_LENGTHS) * PROMPT_LENGTHS
+        multiple = PROMPT_LENGTHS if len(prompts) == 1 else PROMPT_LENGTHS_OF_SEVERAL
+        longest = -(-max(map(len, prompts)) // multiple) * multiple
         padding = model.config.pad_token_id
         # The length comes last in each row, so that one copy brings both.
         rows = tuple((*prompt, *[padding] * (longest - len(prompt)), len(prompt) + PATCHES) for prompt in prompts)

@@ -53,7 +53,7 @@ class _Looking(NamedTuple):
 
 
 class _Lesson(NamedTuple):
-    """A batch of actions that are over, row by row. still: see `Verification`."""
+    """A batch of actions that are over, session by session. still: see `Verification`."""
 
     contexts: list[DraftContext]
     progress: list[ActionProgress]
@@ -138,8 +138,8 @@ class SpeculativeDecoder:
     def decode(
         self, prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch
     ) -> tuple[Tensor, list[DecodeTrace]]:
-        """Action token ids, int64 `[B, 7]` on the host, and one trace per row; laps "prefill" and "decode" on the
-        stopwatch.
+        """Action token ids, int64 `[sessions, 7]` on the host, and a trace for each; laps "prefill" and "decode" on the
+        stopwatch. Rows beyond the sessions are nobody's: nothing is drafted for them, and they hold nobody up.
 
         Raises ValueError where a session is named twice, as its actions would each need the other one first, and where
         prompts come without the sight that a drafter needs.
@@ -148,28 +148,33 @@ class SpeculativeDecoder:
             raise ValueError(f"a session can be given one action at a time, got sessions {list(sessions)}")
         memories = [self._memories.setdefault(name, EpisodeMemory()) for name in sessions]
         self.study()
-        state = AcceptanceState.stack([memory.state for memory in memories])
-        desk = self._passes.lay(prompts, [memory.picture for memory in memories], state)
+        spare = len(prompts.lengths) - len(sessions)
+        state = AcceptanceState.stack([memory.state for memory in [*memories, *[EpisodeMemory()] * spare]])
+        desk = self._passes.lay(prompts, [*(memory.picture for memory in memories), *[None] * spare], state)
         looking = self._looked(prompts)
         contexts = self._contexts(prompts, memories, looking)
         proposals = [self._propose(context) for context in contexts]
         claims = self._seen(looking, len(memories))
         drafts = [self._placement.plan(0, *each) for each in zip(proposals, claims, strict=True)]
-        progress = [ActionProgress(self.model.config.action_vocabulary) for _ in sessions]
+        vocabulary = self.model.config.action_vocabulary
+        progress = [ActionProgress(vocabulary) for _ in sessions]
+        everyone = [*progress, *[ActionProgress.nobodys(vocabulary)] * spare]
         head = None if self._head is None else HeadTail(self._head, desk, self._upload)
-        found = self._passes.prefill(desk, drafts, _width(drafts, self._placement.nodes))
+        width = _width(drafts, self._placement.nodes)
+        found = self._passes.prefill(desk, [*drafts, *[Draft()] * spare], width)
         _take(progress, drafts, found)
         stopwatch.lap("prefill")
         while not all(action.done for action in progress):
             if head is not None:
-                head.follow(progress, claims)
+                head.follow(everyone, claims)
             drafts = [self._draft_tail(*each) for each in zip(progress, contexts, proposals, claims, strict=True)]
             width = _width(drafts, self._placement.tail_nodes)
-            found = self._passes.extend(desk, [action.ids for action in progress], drafts, width)
+            decided = [action.ids for action in everyone]
+            found = self._passes.extend(desk, decided, [*drafts, *[Draft(DRAFTED_DIMENSIONS)] * spare], width)
             _take(progress, drafts, found)
         traces = self._conclude(progress, memories, found)
-        self._lessons.append(_Lesson(contexts, progress, proposals, claims, memories, found.still))
-        for memory, picture in zip(memories, desk.picture.clone(), strict=True):
+        self._lessons.append(_Lesson(contexts, progress, proposals, claims, memories, found.still[: len(sessions)]))
+        for memory, picture in zip(memories, desk.picture.clone(), strict=False):
             memory.picture = picture
         stopwatch.lap("decode")
         return torch.tensor([action.ids for action in progress]), traces
@@ -211,14 +216,14 @@ class SpeculativeDecoder:
             features = list(looking.sketches())
         return [
             DraftContext(key, memory.history, features=row)
-            for memory, row, key in zip(memories, features, prompts.keys, strict=True)
+            for memory, row, key in zip(memories, features, prompts.keys, strict=False)
         ]
 
-    def _seen(self, looking: _Looking, batch: int) -> list[Proposals]:
+    def _seen(self, looking: _Looking, sessions: int) -> list[Proposals]:
         """What drafters that look for themselves say, for each session."""
-        found: list[Proposals] = [{} for _ in range(batch)]
+        found: list[Proposals] = [{} for _ in range(sessions)]
         for name, pending in looking.drafts.items():
-            for row, claims in zip(found, pending(), strict=True):
+            for row, claims in zip(found, pending(), strict=False):
                 row[name] = claims
         return found
 
@@ -258,14 +263,16 @@ class SpeculativeDecoder:
         reasons = self._rule.forced_reasons
         return [
             action.trace(tuple(reason for reason, applies in zip(reasons, row, strict=True) if applies))
-            for action, row in zip(progress, found.forced, strict=True)
+            for action, row in zip(progress, found.forced, strict=False)
         ]
 
 
 def _width(drafts: list[Draft], nodes: int) -> int:
-    """Nodes that the largest of several trees of up to so many has, rounded up so that passes come in few shapes."""
-    largest = max(len(draft.tokens) for draft in drafts)
-    return min(-(-largest // _WIDTHS) * _WIDTHS, max(nodes, DRAFTED_DIMENSIONS))
+    """Nodes that a tree of up to so many has, rounded up so that passes come in few shapes; of several trees, of which
+    the largest mostly has them all, that many.
+    """
+    most = max(nodes, DRAFTED_DIMENSIONS)
+    return most if len(drafts) > 1 else min(-(-len(drafts[0].tokens) // _WIDTHS) * _WIDTHS, most)
 
 
 def _take(progress: list[ActionProgress], drafts: list[Draft], found: Verification) -> None:

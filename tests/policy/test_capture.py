@@ -13,7 +13,7 @@ from torch import Tensor
 from policy.decoding.acceptance import make_rule
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.cache import CachePool
-from policy.decoding.capture import Captured, GraphRecorder, Recording, capture_passes
+from policy.decoding.capture import Captured, GraphRecorder, Recording, capture_passes, recorded_batch
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.speculative import SpeculativeDecoder
 from policy.decoding.stopwatch import Stopwatch
@@ -135,3 +135,10 @@ def test_after_a_rehearsal_nothing_is_recorded(small_model: OpenVLA, steps, kind
     for (_, prompts), seen in zip(singles, features, strict=True):
         decoder.decode(PromptBatch.embed(model, prompts, seen), ["robot"], Stopwatch(model.device))
     assert recorder.recorded == recorded > 3
+
+
+def test_batches_of_all_sizes_are_filled_up_to_few():
+    sizes = {rows: recorded_batch(rows) for rows in range(1, 200)}
+    assert all(rows <= size <= max(2 * rows - 1, rows + 64) for rows, size in sizes.items())
+    assert [sizes[rows] for rows in (1, 2, 3, 17, 64, 65)] == [1, 2, 4, 24, 64, 128]
+    assert len(set(sizes.values())) <= 12

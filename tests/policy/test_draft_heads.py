@@ -30,6 +30,7 @@ from policy.drafting.reading_head import ReadingHead
 from policy.openvla.checkpoint import CheckpointError
 from policy.openvla.language_model import rotary_tables
 from policy.openvla.model import OpenVLA
+from policy.types import DecodeTrace
 
 PROMPTS = [[1, 8, 9, 10, 11, 12, 3], [1, 6, 3]]
 SESSIONS = ["a", "b"]
@@ -64,6 +65,26 @@ class RunAgain:
         self.recorded += 1
         output = function()
         return Recording(inputs, output, lambda: output.copy_(function()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tail", ["jacobi", "tree", "head", "plain"])
+def test_rows_of_nobody_change_nothing(acting_model: OpenVLA, frames: list[Tensor], tail: Tail) -> None:
+    """One and the same session, alone and as the first of three rows."""
+
+    def actions(rows: int) -> list[tuple[list[int], DecodeTrace]]:
+        head = EagleHead(random_network(acting_model, "eagle"), ActionRows.of(acting_model))
+        decoder = SpeculativeDecoder(acting_model, Exact(), [PreviousAction()], tail=tail, head=head)
+        found = []
+        for features in frames:
+            batch = PromptBatch.embed(acting_model, PROMPTS[:1] * rows, features[:1].expand(rows, -1, -1))
+            ids, (trace,) = decoder.decode(batch, ["a"], Stopwatch(torch.device("cpu")))
+            assert ids.shape == (1, 7)
+            found.append((ids[0].tolist(), trace))
+        assert list(decoder._memories) == ["a"]
+        return found
+
+    assert actions(3) == actions(1)
 
 
 @torch.inference_mode()

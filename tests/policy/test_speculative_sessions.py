@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from small_openvla import INSTRUCTIONS
 from bridge.client import PolicyClient
 from bridge.server import PolicyServer
 from policy.decoding.config import DecodingConfig
+from policy.decoding.prompt_batch import PromptBatch
+from policy.decoding.stopwatch import Stopwatch
 from policy.runtime import Policy
 from policy.types import Action, Observation
 
@@ -87,3 +91,26 @@ def test_learning_while_nobody_waits_changes_no_action(policy: Policy, acting_ch
         assert act.tokens.tolist() == want.tokens.tolist()
         assert act.trace.sources == want.trace.sources
     resting.close()
+
+
+@pytest.mark.parametrize("decoding", [None, CONFIG])
+def test_a_batch_that_is_filled_up_gives_the_same_actions(acting_checkpoint: Path, decoding: DecodingConfig | None):
+    """As on a GPU, where passes are recorded for batches of few sizes; played by hand here."""
+    plain, recorded = (Policy.load(acting_checkpoint, device="cpu", dtype="float32", decoding=decoding) for _ in "ab")
+    sizes = []
+    recorded._recorded = True
+    decode = recorded._running_decoder().decode
+
+    def noting(prompts: PromptBatch, sessions: Sequence[str], stopwatch: Stopwatch) -> Any:
+        sizes.append((len(sessions), len(prompts.lengths)))
+        return decode(prompts, sessions, stopwatch)
+
+    setattr(recorded._running_decoder(), "decode", noting)  # noqa: B010
+    for count in (3, 3, 2, 1, 5):
+        frames, names = [frame(seed) for seed in range(count)], [f"robot {seed}" for seed in range(count)]
+        for want, got in zip(plain.act_batch(frames, names), recorded.act_batch(frames, names), strict=True):
+            assert got.tokens.tolist() == want.tokens.tolist()
+            assert replace(got.trace, stage_ms={}) == replace(want.trace, stage_ms={})
+    assert sizes == [(3, 4), (3, 4), (2, 2), (1, 1), (5, 8)]
+    for policy in (plain, recorded):
+        policy.close()
