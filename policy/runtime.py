@@ -317,9 +317,9 @@ def _device_pixels(
     return None
 
 
-def _filled_up(rows: list[_Row], count: int) -> list[_Row]:
+def _filled_up(rows: Sequence[_Row], count: int) -> list[_Row]:
     """So many rows, the last of them repeated."""
-    return rows + rows[-1:] * (count - len(rows))
+    return [*rows, *[rows[-1]] * (count - len(rows))]
 
 
 def _plain_frame(level: int) -> np.ndarray:
