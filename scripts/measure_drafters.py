@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from policy.decoding.replay_target import ReplayTarget, add_replay_options, repl
 from policy.drafting.registry import trained_drafters
 from policy.results import write_result
 from policy.training.widen import OPENVLA_7B_SIZES, widened
+from policy.training.widened_drafters import write_widened_drafters
 
 
 def make_parser() -> ArgumentParser:
@@ -37,7 +39,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--weights", type=dict[str, Path], default={}, help="folders of trained drafters, by name")
     parser.add_argument("--episodes", type=int, default=10, help="so many of them, evenly taken")
     parser.add_argument("--warming", type=int, default=1, help="episodes played first and not counted")
-    parser.add_argument("--shape", type=Literal["own", "7b"], default="own", help="7b: widened to OpenVLA-7B's sizes")
+    shapes = "7b: widened to OpenVLA-7B's sizes, and heads with it"
+    parser.add_argument("--shape", type=Literal["own", "7b"], default="own", help=shapes)
     parser.add_argument("--acceleration", type=str, default="none", help=", ".join(PRESETS))
     return parser
 
@@ -46,7 +49,9 @@ def main() -> None:
     chosen, console = make_parser().parse_args(), Console()
     try:
         paths = replay_paths(chosen, 1 + chosen.warming)
-        rows = measure(paths[:: max(1, len(paths) // (chosen.episodes + chosen.warming))], chosen)
+        evenly = paths[:: max(1, len(paths) // (chosen.episodes + chosen.warming))]
+        with TemporaryDirectory() as scratch:
+            rows = measure(evenly, chosen, Path(scratch))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"cannot measure: {error}") from None
     console.print(table_of(rows))
@@ -58,19 +63,24 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def measure(paths: list[Path], chosen: Namespace) -> list[dict[str, Any]]:
-    target = ReplayTarget.load(chosen)
+def measure(paths: list[Path], chosen: Namespace, scratch: Path) -> list[dict[str, Any]]:
+    """A row for each decoding. scratch: an empty folder, for drafters that are widened with their target."""
+    target, weights = ReplayTarget.load(chosen), dict(chosen.weights)
     if chosen.shape == "7b":
-        target = replace(target, model=widened(target.model, OPENVLA_7B_SIZES))
+        wide = widened(target.model, OPENVLA_7B_SIZES)
+        names = trained_drafters(target.directory, weights)
+        folders = {name: target.material(weights).trained(name) for name in names}
+        weights = write_widened_drafters(folders, target.model, wide.config.language, scratch)
+        target = replace(target, model=wide)
     accelerate(target.model, preset(chosen.acceleration))
     episodes = [target.episode(path) for path in paths[: chosen.episodes + chosen.warming]]
     captured = target.model.device.type == "cuda"
     if captured:
         capture_passes(target.model)
-    material = target.material(chosen.weights, GraphRecorder if captured else None)
+    material = target.material(weights, GraphRecorder if captured else None)
     configs = [DecodingConfig.load(name) for name in (PLAIN, *(name for name in chosen.decoding if name != PLAIN))]
     if not chosen.decoding:
-        configs = drafter_configs(trained_drafters(target.directory, chosen.weights))
+        configs = drafter_configs(trained_drafters(target.directory, weights))
     runners = [Runner(config.build(material)) for config in configs]
     race(runners, episodes[: chosen.warming])
     for runner in runners:

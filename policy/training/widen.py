@@ -215,21 +215,29 @@ def _projector_part(source: OpenVLAConfig, target: OpenVLAConfig) -> Part:
 
 def _language_part(source: LanguageConfig, target: LanguageConfig, vocabulary: Axis) -> Part:
     stream = Axis.cyclic(source.width, target.width)
-    queries = Axis.cyclic(source.heads * source.head_size, target.heads * target.head_size)
-    keys = Axis.cyclic(source.key_value_heads * source.head_size, target.key_value_heads * target.head_size)
-    hidden = Axis.cyclic(source.mlp, target.mlp)
-    layers = dict.fromkeys(("model.norm", "model.input_layernorm", "model.post_attention_layernorm"), Sides(stream)) | {
+    layers = {f"model.{name}": sides for name, sides in layer_sides(source, target).items()} | {
+        "model.norm": Sides(stream),
         "model.embed_tokens": Sides(vocabulary, stream.written),
-        "model.self_attn.q_proj": Sides(queries, stream),
-        "model.self_attn.k_proj": Sides(keys, stream),
-        "model.self_attn.v_proj": Sides(keys, stream),
-        "model.self_attn.o_proj": Sides(stream, queries),
-        "model.mlp.gate_proj": Sides(hidden, stream),
-        "model.mlp.up_proj": Sides(hidden, stream),
-        "model.mlp.down_proj": Sides(stream, hidden),
         "lm_head": Sides(vocabulary, stream),
     }
     return Part(layers, source.layers, target.layers)
+
+
+def layer_sides(source: LanguageConfig, target: LanguageConfig) -> dict[str, Sides]:
+    """How the parts of one of the language model's layers are widened, by name."""
+    stream = Axis.cyclic(source.width, target.width)
+    queries = Axis.cyclic(source.heads * source.head_size, target.heads * target.head_size)
+    keys = Axis.cyclic(source.key_value_heads * source.head_size, target.key_value_heads * target.head_size)
+    hidden = Axis.cyclic(source.mlp, target.mlp)
+    return dict.fromkeys(("input_layernorm", "post_attention_layernorm"), Sides(stream)) | {
+        "self_attn.q_proj": Sides(queries, stream),
+        "self_attn.k_proj": Sides(keys, stream),
+        "self_attn.v_proj": Sides(keys, stream),
+        "self_attn.o_proj": Sides(stream, queries),
+        "mlp.gate_proj": Sides(hidden, stream),
+        "mlp.up_proj": Sides(hidden, stream),
+        "mlp.down_proj": Sides(stream, hidden),
+    }
 
 
 def _tower_of(source: TowerConfig, width: int | None, blocks: int | None, mlp: int | None) -> TowerConfig:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from policy.drafting.motion import MOTION_FILE
+from policy.drafting.registry import FOLDER, trained_drafters, trained_folder
 from policy.openvla.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -32,6 +33,7 @@ from policy.openvla.checkpoint import (
 )
 from policy.openvla.config import OpenVLAConfig
 from policy.training.widen import TargetSizes, Widening
+from policy.training.widened_drafters import write_widened_drafters
 
 GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"
@@ -48,7 +50,8 @@ def widen_checkpoint(
     max_shard_bytes: int = SHARD_BYTES,
     on_file: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write the policy of the checkpoint directory `source`, widened, to `output`, which appears once it is complete.
+    """Write the policy of the checkpoint directory `source`, widened with the trained drafters beside it, to `output`,
+    which appears once it is complete.
 
     max_shard_bytes: largest weights file and, besides the small network, the memory that is needed. on_file: told of
     each weights file when it has been written.
@@ -73,6 +76,8 @@ def widen_checkpoint(
         for name, content in contents.items():
             (fresh / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (fresh / CARD_FILE).write_text(model_card(source, widening, dtype), encoding="utf-8")
+        folders = {name: trained_folder(source, name) for name in trained_drafters(source, {})}
+        write_widened_drafters(folders, model, widening.target.language, fresh / FOLDER)
         _write_weights(fresh, widening, model.state_dict(), dtype, max_shard_bytes, on_file or (lambda path: None))
         fresh.rename(output)
 
