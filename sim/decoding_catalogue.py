@@ -1,4 +1,4 @@
-"""The decodings whose savings and costs are measured on episodes: every rule, drafter and tail, and swept tolerances.
+"""The decodings whose savings and costs are measured on episodes: every rule and drafter, and swept tolerances.
 
 Knows configurations and how to write one down for a server. Knows nothing of episodes.
 """
@@ -19,18 +19,22 @@ TOLERANCES = ((0.0, 8.0), (0.5, 1.0), (1.25, 2.5), (2.5, 5.0), (5.0, 10.0))
 
 
 def decoding_groups() -> dict[str, list[DecodingConfig]]:
-    """What there is to measure, by group; the plain decoder, which all are compared with, is in none of them."""
+    """What there is to measure, by group; the plain decoder, which all are compared with, is in none of them. What
+    trees of other sizes and other tails save is told by logged frames (`scripts/check_decoding.py`), since their tokens
+    are the same.
+    """
     exact, corrected, physical = (DecodingConfig.load(name) for name in ("exact", "corrected", "physical"))
     drafted: list[DecodingConfig] = []
     for base in (exact, corrected):
         drafted += [replace(base, name=f"{base.name}, {name}", drafters=(name, "dataset")) for name in DRAFTERS
                     if name != "dataset"]  # fmt: skip
-    tails = [replace(exact, name=f"exact, {tail} tail", tail=tail) for tail in ("jacobi", "plain")]
-    nodes = [
-        replace(exact, name=f"exact, {count} nodes", nodes=count, tail_nodes=count) for count in (6, 16, 32, 64, 96)
-    ]
     swept = {
-        base.name: [replace(base, name=f"{base.name}, r={radius}", tolerance={"radius": radius}) for radius in RADII]
+        base.name: [
+            exact  # which a radius of zero is, to the last token
+            if radius == 0
+            else replace(base, name=f"{base.name}, r={radius}", tolerance={"radius": radius})
+            for radius in RADII
+        ]
         for base in (DecodingConfig.load("spec-vla"), corrected)
     }
     tolerances = [
@@ -43,7 +47,7 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
     ]
     rules = [DecodingConfig.load(name) for name in RULES]
     known = {_nameless(rule): rule for rule in rules}
-    groups = {"drafters": drafted, "tails": tails, "nodes": nodes, **swept, "physical": tolerances}
+    groups = {"drafters": drafted, **swept, "physical": tolerances}
     shared = {group: [known.get(_nameless(config), config) for config in own] for group, own in groups.items()}
     return {"rules": rules, **shared}
 

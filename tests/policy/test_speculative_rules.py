@@ -19,6 +19,7 @@ from policy.decoding.speculative import SpeculativeDecoder
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft
 from policy.drafting.base import DraftContext
+from policy.drafting.placement import Placement
 from policy.openvla.action_tokens import ActionStatistics
 from policy.types import DecodeTrace
 
@@ -28,6 +29,7 @@ RULES = st.sampled_from(
         ("exact", {}),
         ("spec-vla", {"radius": 0}),
         ("spec-vla", {"radius": 40}),
+        ("corrected", {"radius": 0}),
         ("corrected", {"radius": 40}),
         ("physical", {"translation_mm": 8.0, "rotation_mrad": 60.0}),
         ("typical", {"ratio": 0.05}),
@@ -125,6 +127,24 @@ def test_whatever_is_drafted(
             assert [bins for source, bins in zip(trace.sources, trace.deviation_bins, strict=True) if not source] == (
                 [0] * trace.target_passes
             )
+
+
+@pytest.mark.parametrize("rule", ["spec-vla", "corrected"])
+def test_a_radius_of_zero_is_exact_acceptance(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
+    """Not only the tokens: trees, passes and who drafted them, which is why sweeps measure it once."""
+
+    def traces(rule: tuple[str, dict]) -> list[list[DecodeTrace]]:
+        target, chance = MockTarget(3, 0.0), np.random.default_rng(4)
+        monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
+        near = bins_of(target.greedy(0))
+        drafter = Somebody(lambda context: (near + chance.integers(-2, 3, 7)).clip(0, 255))
+        placement = Placement(nodes=16, confidence=0.0, reach=make_rule(*rule, STATISTICS).reach)
+        decoder = decoder_for(target, rule, drafters=[drafter], placement=placement, tail="tree")
+        return [run(target, decoder)[1] for _ in range(12)]
+
+    exact = traces(("exact", {}))
+    assert len({trace.target_passes for batch in exact for trace in batch}) > 2
+    assert traces((rule, {"radius": 0})) == exact
 
 
 def bins_of(ids: list[int]) -> np.ndarray:

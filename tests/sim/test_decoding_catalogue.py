@@ -17,6 +17,7 @@ def test_what_differs_in_its_name_only_is_measured_once():
     groups = decoding_groups()
     members = [config for group in groups.values() for config in group]
     assert len({repr(replace(config, name="any")) for config in members}) == len({config.name for config in members})
-    radii = [config.tolerance["radius"] for config in groups["corrected"]]
+    radii = [config.tolerance.get("radius", 0) for config in groups["corrected"]]
     assert radii == sorted(radii)
+    assert groups["corrected"][0] is groups["rules"][0]  # a radius of zero is exact acceptance
     assert {"corrected", "default"} < {config.name for config in groups["corrected"]}
