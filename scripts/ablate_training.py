@@ -135,7 +135,8 @@ def solved_by(run: Path) -> Solved:
 
 def row_of(name: str, options: dict[str, Any], chosen: Namespace) -> dict[str, Any]:
     run, recipe = folder_of(name, chosen), folder_of(next(iter(chosen.variants)), chosen)
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last, held_out = logged[-1], next((line["held_out"] for line in logged[::-1] if line["held_out"]), None)
     own, others = solved_by(run), solved_by(recipe)
     rate = SuccessRate(sum(own.values()), len(own))
     low, high = rate.interval()
@@ -144,7 +145,7 @@ def row_of(name: str, options: dict[str, Any], chosen: Namespace) -> dict[str, A
     row |= {"wilson95_low": low, "wilson95_high": high}
     if own.keys() & others.keys():
         row |= {f"against_recipe_{key}": value for key, value in asdict(compare_paired(own, others)).items()}
-    return row | {key: last[key] for key in ("step", "frames", "episodes", "train", "held_out")}
+    return row | {key: last[key] for key in ("step", "frames", "episodes", "train")} | {"held_out": held_out}
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:

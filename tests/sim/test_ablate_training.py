@@ -32,7 +32,9 @@ def made_run(run: Path, solved: list[bool]) -> None:
     (run / "policy").mkdir(parents=True)
     (run / "policy" / "training_config.json").write_text("{}")
     line = {"step": 7, "frames": 90, "episodes": 3, "train": {"pose": 2.0}, "held_out": {"pose": 2.5}}
-    (run / "metrics.jsonl").write_text(json.dumps(line | {"step": 3}) + "\n" + json.dumps(line) + "\n")
+    (run / "metrics.jsonl").write_text(
+        json.dumps(line) + "\n" + json.dumps(line | {"step": 8, "held_out": None}) + "\n"
+    )
     for seed, success in enumerate(solved, start=5000):
         episode = driven(seed, success)
         episode.save(run / "driven" / episode.file_name)
@@ -49,6 +51,6 @@ def test_variants_are_compared_episode_by_episode(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["headline"] == {"recipe": 0.75, "no noise": 0.25}
     row = result["rows"][1]
-    assert (row["changes"], row["step"], row["held_out"]) == ({"average_decay": 0.5}, 7, {"pose": 2.5})
+    assert (row["changes"], row["step"], row["held_out"]) == ({"average_decay": 0.5}, 8, {"pose": 2.5})
     assert (row["successes"], row["episodes_driven"], row["against_recipe_only_second"]) == (1, 4, 2)
     assert "1/4" in finished.stdout
