@@ -20,7 +20,7 @@ from policy.openvla.model import OpenVLA
 # So many shapes are recorded; further ones run as they are.
 _MOST_GRAPHS = 512
 # Batches are filled up to one of these sizes, or a multiple of the last, so that there are few shapes to record.
-_BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
+_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Runs before recording: the first ones choose kernels and allocate workspaces, which a graph cannot.
 _REHEARSALS = 2
 # Whether a recorded function is running; what it calls then belongs to its own recording.

@@ -106,11 +106,11 @@ def test_a_batch_that_is_filled_up_gives_the_same_actions(acting_checkpoint: Pat
         return decode(prompts, sessions, stopwatch)
 
     setattr(recorded._running_decoder(), "decode", noting)  # noqa: B010
-    for count in (3, 3, 2, 1, 5):
+    for count in (5, 5, 2, 1, 7):
         frames, names = [frame(seed) for seed in range(count)], [f"robot {seed}" for seed in range(count)]
         for want, got in zip(plain.act_batch(frames, names), recorded.act_batch(frames, names), strict=True):
             assert got.tokens.tolist() == want.tokens.tolist()
             assert replace(got.trace, stage_ms={}) == replace(want.trace, stage_ms={})
-    assert sizes == [(3, 4), (3, 4), (2, 2), (1, 1), (5, 8)]
+    assert sizes == [(5, 6), (5, 6), (2, 2), (1, 1), (7, 8)]
     for policy in (plain, recorded):
         policy.close()
