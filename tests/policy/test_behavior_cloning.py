@@ -99,23 +99,23 @@ def test_a_run_trains_saves_and_resumes(config: TrainingConfig):
 
 def test_training_waits_until_there_are_frames_enough(config: TrainingConfig):
     run = BehaviorCloning(replaced(config, max_steps=1000, minutes=0.2, samples_per_frame=0.5, refresh_seconds=0.2))
-    first = run.store.taken_in
-    arrived: list[int] = []
+    waited_at: list[tuple[int, int]] = []  # steps so far, and frames that there were
     given = run._waits_for_frames
 
     def waits() -> bool:
         waited = given()
-        if waited and not arrived:
-            arrived.append(run.step)
+        if waited and not waited_at:
+            waited_at.append((run.step, run.store.taken_in))
             for seed in range(6):
                 record(config.demonstrations[0], 2000 + seed, INSTRUCTIONS[0])
         return waited
 
     run._waits_for_frames = waits  # type: ignore[method-assign]
     run.run()
-    assert arrived == [int(0.5 * first / config.batch_size)]
+    ((step, first),) = waited_at
+    assert step == int(0.5 * first / config.batch_size)
     assert run.store.taken_in > first
-    assert run.step == int(0.5 * run.store.taken_in / config.batch_size) > arrived[0]
+    assert run.step == int(0.5 * run.store.taken_in / config.batch_size) > step
     assert run.progress >= 1, "the schedule goes on while it waits"
 
 
