@@ -95,7 +95,7 @@ def test_learning_while_nobody_waits_changes_no_action(policy: Policy, acting_ch
 
 @pytest.mark.parametrize("decoding", [None, CONFIG])
 def test_a_batch_that_is_filled_up_gives_the_same_actions(acting_checkpoint: Path, decoding: DecodingConfig | None):
-    """As on a GPU, where passes are recorded for batches of few sizes; played by hand here."""
+    """As on a GPU, where passes are recorded for batches of few sizes; here batches are filled up alike, unrecorded."""
     plain, recorded = (Policy.load(acting_checkpoint, device="cpu", dtype="float32", decoding=decoding) for _ in "ab")
     sizes = []
     recorded._recorded = True
