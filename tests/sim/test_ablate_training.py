@@ -29,9 +29,9 @@ def driven(seed: int, success: bool) -> Demonstration:
 
 
 def made_run(run: Path, solved: list[bool]) -> None:
-    (run / "policy").mkdir(parents=True)
-    (run / "policy" / "training_config.json").write_text("{}")
-    line = {"step": 7, "frames": 90, "episodes": 3, "train": {"pose": 2.0}, "held_out": {"pose": 2.5}}
+    run.mkdir()
+    (run / "trained").touch()
+    line = {"step": 7, "seconds": 3.5, "frames": 90, "episodes": 3, "train": {"pose": 2.0}, "held_out": {"pose": 2.5}}
     (run / "metrics.jsonl").write_text(
         json.dumps(line) + "\n" + json.dumps(line | {"step": 8, "held_out": None}) + "\n"
     )
