@@ -81,6 +81,7 @@ def main() -> None:
                 driven.append(drivers.submit(drive, folder_of(name, chosen), chosen, stopping))
             for future in driven:
                 future.result()
+            report(chosen)
             for name, options in chosen.continuations.items():  # they need simulators of their own
                 train(folder_of(name, chosen), continuation_command(folder_of(name, chosen), recipe, options, chosen))
             for name in chosen.continuations:
@@ -89,8 +90,15 @@ def main() -> None:
             raise SystemExit(f"cannot drive: {error}; the same command goes on") from None
         finally:
             stopping.set()
+    report(chosen)
+
+
+def report(chosen: Namespace) -> None:
+    """Write and print what there is of all policies whose training has come to its end."""
     everything = chosen.variants | chosen.continuations
-    rows = [row_of(name, options, recipe, chosen) for name, options in everything.items()]
+    rows = [
+        row_of(name, options, chosen) for name, options in everything.items() if is_trained(folder_of(name, chosen))
+    ]
     write_result(chosen.output, rows, {row["variant"]: row["rate"] for row in rows})
     Console().print(table_of(rows))
 
@@ -161,7 +169,7 @@ def drive(run: Path, chosen: Namespace, stopping: Event) -> None:
             workers=chosen.workers,
             render_devices=tuple(chosen.render_devices),
         )
-        collect(config, finished=stopping.is_set)
+        print(f"{run.name} drove {collect(config, finished=stopping.is_set)}", flush=True)
     finally:
         server.close()
 
@@ -173,8 +181,8 @@ def solved_by(run: Path) -> Solved:
     return {(meta.suite, meta.task, meta.seed): meta.success for meta in metas}
 
 
-def row_of(name: str, options: Mapping[str, Any], recipe: Path, chosen: Namespace) -> dict[str, Any]:
-    run = folder_of(name, chosen)
+def row_of(name: str, options: Mapping[str, Any], chosen: Namespace) -> dict[str, Any]:
+    run, recipe = folder_of(name, chosen), folder_of(next(iter(chosen.variants)), chosen)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last, held_out = logged[-1], next((line["held_out"] for line in logged[::-1] if line["held_out"]), None)
     own, others = solved_by(run), solved_by(recipe)

@@ -69,7 +69,10 @@ def main() -> None:
     config = parser.instantiate(values)
     config.pop("config", None)
     suites, states, workers = (config.pop(name) for name in ("evaluate", "evaluation_states", "evaluation_workers"))
-    training = BehaviorCloning(TrainingConfig(**config))
+    try:
+        training = BehaviorCloning(TrainingConfig(**config))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"cannot train: {error}") from None
     signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
     directory = training.run()
     if not training.replicas.first:

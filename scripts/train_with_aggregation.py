@@ -11,6 +11,7 @@ and the expert says what it would have done (dataset aggregation, DAgger). May b
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -83,7 +84,7 @@ def train_command(chosen: Namespace) -> list[str]:
     if chosen.gpus > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(chosen.gpus)]
     command += [str(_ROOT / "scripts" / "train_policy.py"), "--config", str(chosen.training)]
-    command += ["--demonstrations", f"[{run / 'demonstrations'}]", "--output", str(run)]
+    command += ["--demonstrations", json.dumps([str(run / "demonstrations")]), "--output", str(run)]
     command += ["--minutes", str(chosen.minutes), "--device", chosen.device]
     command += ["--samples_per_frame", str(chosen.samples_per_frame)]
     if chosen.initialize_from:

@@ -45,6 +45,7 @@ class BehaviorCloning:
     """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights.
 
     Setting `stopping` ends it before, after the step under way; a later run with the same output goes on from there.
+    Raises ValueError for a configuration that cannot be met, and TimeoutError where too few episodes come.
     Started by torchrun, it trains on several devices: each process has its share of the episodes and its own batches.
     """
 
@@ -100,6 +101,10 @@ class BehaviorCloning:
         self.mask = torch.tensor(self.statistics.mask, device=self.device)
         torch.manual_seed(config.seed + self.replicas.rank)  # the weights were drawn alike, batches must not be
 
+    def _mixed_precision(self) -> torch.autocast:
+        """On a GPU: backwards in bfloat16 takes a CPU without instructions for it twenty times as long."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+
     # --- preparation -------------------------------------------------------------------------------------------------
 
     def _network(self) -> OpenVLA:
@@ -125,7 +130,7 @@ class BehaviorCloning:
         batch = self.config.batch_size
         task, fed = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (batch, (batch, 6)))
         frames = torch.zeros(batch, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._mixed_precision():
             pixels = self._training_pixels(frames, self.config.augmentation)
             logits, reading = self.model(pixels, *self.prompts.rows(task, self.action_base - fed))
         (logits.float().sum() + reading.float().sum()).backward()
@@ -139,7 +144,7 @@ class BehaviorCloning:
             if self.store.episodes >= share:
                 break
             if time.monotonic() > deadline:
-                raise RuntimeError(
+                raise TimeoutError(
                     f"{self.store.episodes} training episodes of {share} after {self.config.wait_seconds:.0f} s, "
                     f"start_episodes is {self.config.start_episodes}; collect more or lower it"
                 )
@@ -189,7 +194,7 @@ class BehaviorCloning:
         ids, lengths = self.prompts.rows(self.prompts.of(store.instructions)[batch.task], self.action_base - fed)
         frames = batch.frames
         pixels = self._training_pixels(frames, config.augmentation) if training else inference_pixels(frames)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with self._mixed_precision():
             logits, reading = model(pixels, ids, lengths)
         scene = self.standardizer(batch.privileged)
         choice = self._own_choice(pixels, ids, lengths) if training else None
@@ -202,7 +207,7 @@ class BehaviorCloning:
             return None
         if self._chooser is None:
             self._chooser = copy.deepcopy(self.average.module).eval().requires_grad_(False)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.no_grad(), self._mixed_precision():
             logits, _ = self._chooser(pixels, ids, lengths)
         return own_choice(log_probabilities_of_bins(logits[:, :POSE_DIMENSIONS], self.action_base))
 

@@ -6,6 +6,7 @@ the first episodes and takes in those that a collector adds while it runs.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -39,6 +40,17 @@ def decode_episode(path: Path) -> DecodedEpisode:
     demonstration = Demonstration.load(path)
     frames = np.stack([decode_frame(demonstration.frame_jpeg(i)) for i in range(len(demonstration))])
     return DecodedEpisode(path, demonstration.meta.instruction, frames, demonstration.actions, demonstration.privileged)
+
+
+def _room_for(frames: int, device: torch.device) -> torch.Tensor:
+    """Memory for so many frames. Raises ValueError where there is not so much."""
+    try:
+        return torch.empty(frames, *FRAME_SHAPE, dtype=torch.uint8, device=device)
+    except RuntimeError as error:  # of which the GPU's out-of-memory error is one
+        gigabytes = frames * math.prod(FRAME_SHAPE) / 1e9
+        raise ValueError(
+            f"a capacity of {frames} frames takes {gigabytes:.1f} GB on {device}, more than is free; lower it"
+        ) from error
 
 
 def is_held_out(path: Path, every: int) -> bool:
@@ -86,7 +98,7 @@ class FrameStore:
         self.instructions: list[str] = []
         self.count = self.taken_in = self.episodes = 0
         self._next = 0  # the row after the newest frame
-        self._frames = torch.empty(capacity, *FRAME_SHAPE, dtype=torch.uint8, device=device)
+        self._frames = _room_for(capacity, device)
         self._task = torch.zeros(capacity, dtype=torch.int64, device=device)
         self._actions = torch.zeros(capacity, 7, device=device)
         self._privileged = torch.zeros(capacity, PRIVILEGED_SIZE, device=device)

@@ -189,8 +189,13 @@ def test_prompts_carry_the_action_tokens_behind_them(config: TrainingConfig):
 
 
 def test_no_demonstrations_is_said_plainly(config: TrainingConfig, tmp_path: Path):
-    with pytest.raises(RuntimeError, match="0 training episodes"):
+    with pytest.raises(TimeoutError, match="0 training episodes"):
         BehaviorCloning(replaced(config, demonstrations=[tmp_path / "none"], wait_seconds=0.1))
+
+
+def test_a_store_that_does_not_fit_is_refused_by_its_size(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"100000000 frames takes 15052\.8 GB on cpu"):
+        FrameStore([tmp_path], capacity=100_000_000, device=torch.device("cpu"))
 
 
 def test_a_full_store_keeps_the_newest_frames(tmp_path: Path):
