@@ -20,6 +20,7 @@ from gymnasium import spaces
 from sim import physics, rendering
 from sim.control_rate import rescaled
 from sim.drift import Drift
+from sim.memory import give_back_freed_memory
 from sim.mesh_simplification import simplify_meshes
 from sim.protocol import CONTROL_HZ, OFFICIAL, SETTLE_ACTION, Protocol
 from sim.suites import Task, find_task
@@ -83,6 +84,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
         self._pictured = self._shown.copy()
         self._camera = self._build_camera(mesh_cell) if render else None
         self.renderer = rendering.renderer_name() if render else "none"
+        give_back_freed_memory()
         # The GL context must go before the GL library shuts down, so registered after it and thus run before it.
         atexit.register(_close_if_alive, weakref.ref(self))
 
@@ -195,10 +197,11 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
             self.simulator.close()
             self.simulator = None
             gc.collect()  # robosuite's parts refer to each other in circles, and hold hundreds of megabytes
+            give_back_freed_memory()
 
     def _build_simulator(self) -> Any:
         control_environment = rendering.load_control_environment()
-        with _numpy_seed(self.protocol.simulator_seed):
+        with _numpy_seed(self.protocol.simulator_seed), physics.compiling_once():
             simulator = _retry_placement(
                 lambda: control_environment(
                     bddl_file_name=str(self.task.bddl_file),
@@ -209,7 +212,6 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
                 )
             )
         physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
-        physics.reuse_compiled_model(simulator.env)
         physics.look_up_limits_once(simulator.env)
         return simulator
 

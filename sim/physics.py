@@ -68,12 +68,32 @@ def _with_kept_limits(robot_class: Any) -> Any:
     return type(robot_class.__name__, (robot_class,), kept)
 
 
-def reuse_compiled_model(domain: Any) -> None:
-    """Lets the resets of a robosuite environment share one compiled MuJoCo model instead of compiling it each time.
+@contextlib.contextmanager
+def compiling_once() -> Iterator[None]:
+    """Lets a robosuite environment that is made meanwhile share one compiled MuJoCo model with all of its resets.
+
+    Making it compiles the scene, and so does every reset, which takes most of its time.
+    """
+    from robosuite.environments.base import MujocoEnv
+
+    def initialize_first(domain: Any, xml_string: str | None = None) -> None:
+        _reuse_compiled_model(domain)
+        domain._initialize_sim(xml_string)
+
+    initialize_sim = MujocoEnv._initialize_sim
+    MujocoEnv._initialize_sim = initialize_first
+    try:
+        yield
+    finally:
+        MujocoEnv._initialize_sim = initialize_sim
+
+
+def _reuse_compiled_model(domain: Any) -> None:
+    """Lets a robosuite environment keep its compiled model.
 
     A reset writes a new scene description (XML), which differs from the last only if the scene's parts do; poses are
     sampled later and written into the compiled model. So where the XML is the same, all numbers of the compiled model
-    are put back to what the compiler made of them, save the large ones (textures, meshes), which nothing writes to.
+    are put back to what the compiler made of them, save the large ones (textures, meshes), which physics only read.
     """
     import mujoco
     from robosuite.utils.binding_utils import MjSim
