@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -53,6 +54,24 @@ def test_states_and_pictures_equal_the_untouched_simulator(env):
     # robosuite frees textures by number in whatever GL context is current, which would be those of `env`.
     original.sim._render_context_offscreen.gl_ctx.make_current()
     original.close()
+
+
+def test_a_world_is_compiled_once(monkeypatch):
+    import mujoco
+
+    plain, compiled = mujoco.MjModel, []
+
+    def from_xml_string(description, *rest):
+        compiled.append(description)
+        return plain.from_xml_string(description, *rest)
+
+    monkeypatch.setattr(mujoco, "MjModel", SimpleNamespace(from_xml_string=from_xml_string))
+    env = LiberoEnv(SUITE, TASK, render=False)
+    for number in range(2):
+        env.reset(options={"init_state": number})
+    env.reset(seed=7)
+    env.close()
+    assert len(compiled) == 1
 
 
 def test_the_same_initial_state_is_the_same_episode_whatever_came_before(env):
