@@ -20,6 +20,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from policy.hardware import mixed_precision
 from policy.openvla.action_tokens import ActionStatistics, load_statistics, select_statistics
 from policy.openvla.checkpoint import load_checkpoint, save_checkpoint
 from policy.openvla.model import OpenVLA
@@ -101,10 +102,6 @@ class BehaviorCloning:
         self.mask = torch.tensor(self.statistics.mask, device=self.device)
         torch.manual_seed(config.seed + self.replicas.rank)  # the weights were drawn alike, batches must not be
 
-    def _mixed_precision(self) -> torch.autocast:
-        """On a GPU: backwards in bfloat16 takes a CPU without instructions for it twenty times as long."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
-
     # --- preparation -------------------------------------------------------------------------------------------------
 
     def _network(self) -> OpenVLA:
@@ -130,7 +127,7 @@ class BehaviorCloning:
         batch = self.config.batch_size
         task, fed = (torch.zeros(size, dtype=torch.int64, device=self.device) for size in (batch, (batch, 6)))
         frames = torch.zeros(batch, *FRAME_SHAPE, dtype=torch.uint8, device=self.device)
-        with self._mixed_precision():
+        with mixed_precision(self.device):
             pixels = self._training_pixels(frames, self.config.augmentation)
             logits, reading = self.model(pixels, *self.prompts.rows(task, self.action_base - fed))
         (logits.float().sum() + reading.float().sum()).backward()
@@ -194,7 +191,7 @@ class BehaviorCloning:
         ids, lengths = self.prompts.rows(self.prompts.of(store.instructions)[batch.task], self.action_base - fed)
         frames = batch.frames
         pixels = self._training_pixels(frames, config.augmentation) if training else inference_pixels(frames)
-        with self._mixed_precision():
+        with mixed_precision(self.device):
             logits, reading = model(pixels, ids, lengths)
         scene = self.standardizer(batch.privileged)
         choice = self._own_choice(pixels, ids, lengths) if training else None
@@ -207,7 +204,7 @@ class BehaviorCloning:
             return None
         if self._chooser is None:
             self._chooser = copy.deepcopy(self.average.module).eval().requires_grad_(False)
-        with torch.no_grad(), self._mixed_precision():
+        with torch.no_grad(), mixed_precision(self.device):
             logits, _ = self._chooser(pixels, ids, lengths)
         return own_choice(log_probabilities_of_bins(logits[:, :POSE_DIMENSIONS], self.action_base))
 

@@ -16,6 +16,7 @@ from policy.decoding.cache import CachePool
 from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft, TokenTree
+from policy.hardware import mixed_precision
 from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 from policy.openvla.images import PreprocessorSettings
 from policy.openvla.model import OpenVLA
@@ -55,7 +56,7 @@ class Teacher:
 
     def mixed_precision(self) -> torch.autocast:
         """For students: they are float32 and compute in bfloat16 on a GPU. The target itself runs as it serves."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda")
+        return mixed_precision(self.device)
 
     def normalize(self, pictures: Tensor) -> Tensor:
         """Pixel values `[B, 6, 224, 224]` of pictures `[B, 3, 224, 224]` in 0..1."""

@@ -194,8 +194,8 @@ def test_no_demonstrations_is_said_plainly(config: TrainingConfig, tmp_path: Pat
 
 
 def test_a_store_that_does_not_fit_is_refused_by_its_size(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"100000000 frames takes 15052\.8 GB on cpu"):
-        FrameStore([tmp_path], capacity=100_000_000, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"1000000000 frames takes 150528\.0 GB on cpu"):
+        FrameStore([tmp_path], capacity=1_000_000_000, device=torch.device("cpu"))
 
 
 def test_a_full_store_keeps_the_newest_frames(tmp_path: Path):
