@@ -71,11 +71,21 @@ def make_parser() -> ArgumentParser:
 def main() -> None:
     chosen = make_parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        run_all(chosen)
+    except (CollectionError, RuntimeError) as error:
+        raise SystemExit(f"cannot drive: {error}; the same command goes on") from None
+    finally:
+        report(chosen)
+
+
+def run_all(chosen: Namespace) -> None:
+    """Train and drive what is missing: variants drive while others train, continuations afterwards."""
     recipe = folder_of(next(iter(chosen.variants)), chosen)
     stopping = Event()
     with ThreadPoolExecutor(1) as drivers:
-        driven = []
         try:
+            driven = []
             for name, options in chosen.variants.items():
                 train(folder_of(name, chosen), variant_command(folder_of(name, chosen), options, chosen))
                 driven.append(drivers.submit(drive, folder_of(name, chosen), chosen, stopping))
@@ -84,23 +94,20 @@ def main() -> None:
             report(chosen)
             for name, options in chosen.continuations.items():  # they need simulators of their own
                 train(folder_of(name, chosen), continuation_command(folder_of(name, chosen), recipe, options, chosen))
-            for name in chosen.continuations:
                 drive(folder_of(name, chosen), chosen, stopping)
-        except (CollectionError, RuntimeError) as error:
-            raise SystemExit(f"cannot drive: {error}; the same command goes on") from None
         finally:
             stopping.set()
-    report(chosen)
 
 
 def report(chosen: Namespace) -> None:
-    """Write and print what there is of all policies whose training has come to its end."""
+    """Write and print what there is of all policies whose training has come to its end, also when not all have."""
     everything = chosen.variants | chosen.continuations
     rows = [
         row_of(name, options, chosen) for name, options in everything.items() if is_trained(folder_of(name, chosen))
     ]
-    write_result(chosen.output, rows, {row["variant"]: row["rate"] for row in rows})
-    Console().print(table_of(rows))
+    if rows:
+        write_result(chosen.output, rows, {row["variant"]: row["rate"] for row in rows})
+        Console().print(table_of(rows))
 
 
 def folder_of(name: str, chosen: Namespace) -> Path:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from policy.hardware import mixed_precision
 from policy.openvla.action_tokens import ActionStatistics, load_statistics, select_statistics
@@ -37,6 +36,7 @@ from policy.training.objective import (
     own_choice,
 )
 from policy.training.replicas import Replicas
+from policy.training.running_average import running_average
 from policy.training.teacher_forcing import ACTION_DIMENSIONS, PromptTable, Standardizer, TrainedPolicy
 
 _PAUSE = 0.1  # seconds until it looks again whether there are new frames
@@ -91,7 +91,7 @@ class BehaviorCloning:
             self._action_statistics() if start is None else self._statistics_of(start)
         )
         self.standardizer = self.replicas.from_first(Standardizer.fit(self.store.privileged).to("cpu")).to(self.device)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+        self.average = running_average(self.model, config.average_decay)
         self.optimizer = torch.optim.AdamW(
             self._parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.95), fused=self.device.type == "cuda"
         )

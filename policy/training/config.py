@@ -74,6 +74,8 @@ class TrainingConfig:
     samples_per_frame: training waits for new frames when it has drawn each of those there so many times on average,
         so that it neither learns the first ones by heart nor takes the GPU from simulators and driver; None: never.
         Only for folders that still grow: in another one it would wait until its minutes are over.
+    average_decay: what drives is the mean of the weights over the last 1 / (1 - average_decay) steps, or over the last
+        ninth of those made so far, whichever is shorter.
     start_episodes, wait_seconds: training starts as soon as so many episodes are there.
     statistics_key: dataset name under which the action statistics are stored (`unnorm_key`).
     action_range: the 256 bins of pose component i cover ±action_range[i], so that standing still is the middle of a

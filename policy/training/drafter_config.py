@@ -32,6 +32,8 @@ class DrafterTrainingConfig:
         before the first step not counted.
     capacity: frames kept in memory, 150,528 bytes each. held_out_every: one episode in so many is for validation.
     batch_size, learning_rate: left out, the kind decides.
+    average_decay: what drafts is the mean of the weights over the last 1 / (1 - average_decay) steps, or over the last
+        ninth of those made so far, whichever is shorter.
     feature_weight: heads only, weight of the smooth-L1 loss on hidden states beside the cross-entropy on bins.
     noise: heads only, uniform noise on the hidden states they read, as a share of their root mean square.
     smoothing_bins: draft-vla only, width of the Gaussian over bins it is taught with; 0 for the target's choice alone.

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from policy.drafting.registry import trained_folder
 from policy.hardware import choose_device, choose_dtype
@@ -32,6 +31,7 @@ from policy.training.draft_vla_student import DraftVLAStudent
 from policy.training.drafter_config import DRAFT_VLA, DrafterTrainingConfig
 from policy.training.frame_library import FrameSource, load_libraries, read_episodes
 from policy.training.head_student import HeadStudent
+from policy.training.running_average import running_average
 from policy.training.teacher import ActionBook, Teacher
 from policy.training.widen import OPENVLA_7B_SIZES, widened
 
@@ -85,7 +85,7 @@ class DrafterTraining:
             else HeadStudent(config, teacher)
         )
         self.network = self.student.network.train()
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.average_decay))
+        self.average = running_average(self.network, config.average_decay)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             trained, config.resolved_learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay

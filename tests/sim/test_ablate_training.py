@@ -54,3 +54,15 @@ def test_variants_are_compared_episode_by_episode(tmp_path: Path) -> None:
     assert (row["changes"], row["step"], row["held_out"]) == ({"average_decay": 0.5}, 8, {"pose": 2.5})
     assert (row["successes"], row["episodes_driven"], row["against_recipe_only_second"]) == (1, 4, 2)
     assert "1/4" in finished.stdout
+
+
+def test_what_was_trained_is_told_although_a_later_variant_fails(tmp_path: Path) -> None:
+    made_run(tmp_path / "recipe", [True, False])
+    variants = {"recipe": {}, "broken": {"batch_size": 0}}
+    script = [sys.executable, "scripts/ablate_training.py", "--episodes", "0", "--variants", json.dumps(variants)]
+    files = ["--runs", str(tmp_path), "--output", str(tmp_path / "result.json")]
+    finished = subprocess.run([*script, *files], cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 1
+    assert f"{tmp_path / 'broken' / 'ablation.log'} says why" in finished.stderr
+    assert "batch_size" in (tmp_path / "broken" / "ablation.log").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["headline"] == {"recipe": 0.5}
