@@ -48,10 +48,11 @@ def limit_memory(device: torch.device, gigabytes: float) -> None:
     """
     if device.type != "cuda":
         raise ValueError(f"a limit of {gigabytes:g} GB is for a GPU's memory, and the device is {device}; leave it out")
-    total = torch.cuda.get_device_properties(device).total_memory / 1e9
+    index = torch.cuda.current_device() if device.index is None else device.index
+    total = torch.cuda.get_device_properties(index).total_memory / 1e9
     if not 0 < gigabytes <= total:
         raise ValueError(f"the limit must be above 0 and at most the GPU's {total:.1f} GB, got {gigabytes:g}")
-    torch.cuda.set_per_process_memory_fraction(gigabytes / total, device)
+    torch.cuda.set_per_process_memory_fraction(gigabytes / total, index)
 
 
 def return_freed_memory(device: torch.device) -> None:
@@ -73,6 +74,12 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {name!r}")
     return DTYPES[name]
+
+
+def keep_float32() -> None:
+    """Let no GPU round float32 to TF32 (10 bits of mantissa), which cuDNN's convolutions do unless told otherwise."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _cpu_multiplies_bfloat16() -> bool:

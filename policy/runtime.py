@@ -6,6 +6,7 @@ nothing of sockets, simulators or of how any stage works inside.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,7 +26,7 @@ from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.transfer import Upload, to_device
 from policy.drafting.registry import DrafterMaterial
-from policy.hardware import choose_device, choose_dtype, current
+from policy.hardware import choose_device, choose_dtype, current, keep_float32, return_freed_memory
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
@@ -88,7 +89,10 @@ class Policy:
         key = resolve_unnorm_key(datasets, unnorm_key)
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
-        model = load_checkpoint(directory, place, choose_dtype(dtype, place))
+        number_format = choose_dtype(dtype, place)
+        if number_format == torch.float32:
+            keep_float32()
+        model = load_checkpoint(directory, place, number_format)
         accelerate(model, acceleration)
         if capture and place.type == "cuda":
             capture_passes(model)
@@ -101,7 +105,7 @@ class Policy:
         policy = cls(model, prompter, datasets[key], settings, spec, record, acceleration.compiled)
         if decoding is not None:
             material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
-            policy.decode_with(decoding.build(material))
+            policy.decode_with(decoding.build(material), decoding.digest)
         report("warming")
         policy.warm()
         if capture and place.type == "cuda":
@@ -154,10 +158,10 @@ class Policy:
         if self._decoder is not None:
             self._decoder.forget(session)
 
-    def decode_with(self, decoder: ActionDecoder) -> None:
-        """Decode by other means from now on; the spec tells which."""
+    def decode_with(self, decoder: ActionDecoder, digest: str = "") -> None:
+        """Decode by other means from now on; the spec tells which. digest: of the decoder's settings."""
         self._decoder = decoder
-        self._spec = replace(self._spec, decoder=decoder.name)
+        self._spec = replace(self._spec, decoder=decoder.name, decoding_digest=digest)
 
     def renew(self, checkpoint: str | Path) -> None:
         """Take over the weights of a newer checkpoint of the same network. They go where the old ones are, so recorded
@@ -255,8 +259,13 @@ class Policy:
 
     def close(self) -> None:
         """Let go of the model and its device memory; asking for an action afterwards raises RuntimeError."""
+        if self._decoder is None:
+            return
+        device = self._decoder.model.device
         self._preprocessors.shutdown()
-        self._decoder = None
+        self._decoder = self._device_pixels = None
+        gc.collect()  # a model hangs in cycles of references, and the next one may not fit beside it
+        return_freed_memory(device)
 
     def _running_decoder(self) -> ActionDecoder:
         if self._decoder is None:

@@ -83,7 +83,7 @@ class PolicySpec:
     image_path: "libero" (rotate, JPEG, Lanczos, centre crop) or "processor" (resize only).
     prompt_template: the template with `{instruction}`.
     control_hz: rate the actions were recorded at, in hertz; 0 where unknown.
-    decoder: name of the decoding configuration.
+    decoder: name of the decoding configuration. decoding_digest: of its settings, "" for plain decoding.
     privileged: True where the policy reads simulator state and so must never be reported as a camera policy.
     """
 
@@ -100,6 +100,7 @@ class PolicySpec:
     dtype: str = "float32"
     privileged: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    decoding_digest: str = ""
 
 
 @runtime_checkable

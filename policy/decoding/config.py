@@ -5,8 +5,10 @@ Knows names and limits, and puts a decoder together. Knows nothing of how any pa
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -127,6 +129,18 @@ class DecodingConfig:
             return cls(**parser.parse_path(path).as_dict())
         except (ArgumentError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def digest(self) -> str:
+        """Tells configurations apart whose settings differ, whatever they are called: 12 hex digits, or "" for plain
+        decoding, which has no settings. Where weights lie does not count.
+        """
+        if self.decoder == "autoregressive":
+            return ""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        settings = {name: value for name, value in given.items() if name not in ("name", "weights")}
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def build(self, material: DrafterMaterial) -> ActionDecoder:
         """The decoder for a loaded checkpoint."""
