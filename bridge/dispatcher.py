@@ -59,12 +59,12 @@ class Dispatcher:
         self._started_at = now
         self._instance = secrets.token_hex(8)
         self._sessions = SessionTable(limits)
-        self._batch_is_out = False
+        self._out: list[Job] = []  # what the worker has; nothing else is given to it meanwhile
 
     @property
     def is_drained(self) -> bool:
         """True when nothing that was accepted is still to be answered."""
-        return not self._batch_is_out and self._sessions.pending == 0
+        return not self._out and self._sessions.pending == 0
 
     @property
     def state(self) -> ServerState:
@@ -92,7 +92,7 @@ class Dispatcher:
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[Answer]:
         """Takes back a batch from the worker and returns its answers."""
-        self._batch_is_out = False
+        self._out = []
         answers = []
         for outcome in outcomes:
             stamp = outcome.job.request.stamp
@@ -110,7 +110,7 @@ class Dispatcher:
 
     def next_batch(self, now: float) -> list[Job]:
         """What the worker shall do now; empty while it has a batch already, or when nothing waits."""
-        if self._batch_is_out:
+        if self._out:
             return []
         for stamp in self._sessions.idle(now):
             log.info("session %s was idle for %.0f s and is closed", stamp.session, self._limits.session_idle_s)
@@ -118,10 +118,21 @@ class Dispatcher:
         batch = self._sessions.take()
         if batch:
             observations = sum(isinstance(job.request, Act) for job in batch)
-            self._batch_is_out = True
+            self._out = batch
             self.counters.batches += observations > 0
             self.counters.largest_batch = max(self.counters.largest_batch, observations)
         return batch
+
+    def give_up(self) -> list[Answer]:
+        """What everyone is told who still waits for a policy that has failed."""
+        waiting, self._out = self._out, []
+        while batch := self._sessions.take():
+            waiting += batch
+        return [
+            self._refuse(job.address, self._failed(job.request.stamp))
+            for job in waiting
+            if not isinstance(job.request, Goodbye)
+        ]
 
     def _welcome(self, hello: Hello, now: float) -> Welcome:
         self._check_not_failed(hello.stamp)
@@ -146,15 +157,20 @@ class Dispatcher:
     def _check_not_failed(self, stamp: Stamp) -> None:
         if self.closing:
             raise Refusal(ErrorCode.CLOSING, "the server is closing", stamp)
-        failure = self._worker.failure
-        if failure is not None:
-            message = f"the policy did not load: {type(failure).__name__}: {failure}"
-            raise Refusal(ErrorCode.LOAD_FAILED, message, stamp)
+        if self._worker.failure is not None:
+            raise self._failed(stamp)
 
     def _check_open_for_work(self, stamp: Stamp) -> None:
         self._check_not_failed(stamp)
         if self._worker.spec is None:
             raise Refusal(ErrorCode.NOT_READY, f"the policy is {self._worker.state}", stamp)
+
+    def _failed(self, stamp: Stamp) -> Refusal:
+        failure = self._worker.failure
+        code, what = ErrorCode.LOAD_FAILED, "did not load"
+        if self._worker.spec is not None:
+            code, what = ErrorCode.POLICY_FAILED, "has failed for good; its server ends"
+        return Refusal(code, f"the policy {what}: {type(failure).__name__}: {failure}", stamp)
 
     def _send(self, address: bytes, message: Message) -> Answer:
         header = pack(message)

@@ -32,7 +32,7 @@ HOUSEKEEPING_MS = 250
 LAST_REPLIES_LINGER_MS = 500
 # A client that floods the server must not keep the I/O thread from handing out work.
 MAX_MESSAGES_A_TURN = 1024
-# After a failed load the server stays this long to tell waiting clients why.
+# After the policy has failed the server stays this long to tell waiting clients why.
 FAILURE_NOTICE_S = 2.0
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -112,7 +112,8 @@ class PolicyServer:
     def serve_forever(self, on_ready: Callable[[PolicySpec], None] | None = None) -> None:
         """Serves until SIGINT, SIGTERM or `close`; call it after `start`, on the main thread.
 
-        on_ready: called once, when the policy is loaded. Raises what the loader raised.
+        on_ready: called once, when the policy is loaded. Raises what the loader raised, or what ended the policy's
+            thread later, so that whoever watches over the process starts another.
         """
         # Only a flag is set in the handler: an Event's lock may be held by the very thread that the signal interrupts.
         signals: list[int] = []
@@ -203,8 +204,12 @@ class PolicyServer:
             except zmq.Again:
                 break
             self._send(self._dispatcher.receive(address.bytes, [frame.buffer for frame in frames], time.monotonic()))
+        worker_failed = self._worker.failure is not None  # asked first: its last outcomes came before that
         while not self._outcomes.empty():
             self._send(self._dispatcher.finish(self._outcomes.get()))
+        if worker_failed:
+            self._send(self._dispatcher.give_up())
+            return
         batch = self._dispatcher.next_batch(time.monotonic())
         if batch:
             self._worker.give(batch)

@@ -1,7 +1,8 @@
 """The one thread that touches the policy: loads it, runs batches of jobs, hands back replies.
 
-Knows what a policy is asked and how long it took. Knows nothing of sockets or sessions. Whatever the policy raises
-becomes an `Error` reply; the traceback goes to the log and nowhere else.
+Knows what a policy is asked and how long it took. Knows nothing of sockets or sessions. Whatever a picture or the
+policy raises becomes an `Error` reply; the traceback goes to the log and nowhere else. What ends the thread all the
+same is kept in `PolicyWorker.failure`.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class PolicyWorker(threading.Thread):
 
     load: returns the policy; is given a function to name its steps with: "loading", then anything else for warming.
     changed: called on this thread after every change of state and with the outcomes of every batch.
+    failure: why the state is failed: what the loader raised, or (`spec` is there then) what ended the thread later.
     """
 
     def __init__(self, load: PolicyLoader, changed: Callable[[Sequence[Outcome]], None]) -> None:
@@ -85,17 +87,30 @@ class PolicyWorker(threading.Thread):
             self._enter(ServerState.FAILED)
             return
         self._enter(ServerState.READY)
-        while (jobs := self._next(policy)) is not None:
-            self.busy_since = time.monotonic()
-            self.state = ServerState.BUSY
-            outcomes = self._run_batch(policy, jobs)
+        try:
+            self._run_batches(policy)
+        except BaseException as error:  # as SystemExit from a policy; without this thread the server only looks alive
+            log.exception("the policy's thread ended")
+            # Whoever raises it again must not end quietly, as from sys.exit(0).
+            self.failure = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
             self.busy_since = None
-            self.state = ServerState.READY
-            self._changed(outcomes)
+            self._enter(ServerState.FAILED)
         try:
             policy.close()
         except Exception:
             log.exception("the policy did not close cleanly")
+
+    def _run_batches(self, policy: ServedPolicy) -> None:
+        while (jobs := self._next(policy)) is not None:
+            self.busy_since = time.monotonic()
+            self.state = ServerState.BUSY
+            try:
+                outcomes = self._run_batch(policy, jobs)
+            except Exception as error:
+                outcomes = [_answer(job, _failure(job, error)) for job in jobs]
+            self.busy_since = None
+            self.state = ServerState.READY
+            self._changed(outcomes)
 
     def _next(self, policy: ServedPolicy) -> list[Job] | None:
         rest = getattr(policy, "rest", None)
@@ -148,7 +163,7 @@ def _act(policy: ServedPolicy, jobs: list[Job]) -> list[Outcome]:
     for job in jobs:
         try:
             ready.append((job, _observation(job)))
-        except ValueError as error:
+        except Exception as error:
             outcomes.append(_answer(job, _failure(job, error)))
     decoded = time.monotonic()
     answers = _decide(policy, ready)

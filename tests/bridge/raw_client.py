@@ -94,5 +94,11 @@ def act_frames(stamp: Stamp, side: int = 16, instruction: str = "pick up the mil
     return pack(Act(stamp=stamp, instruction=instruction, image=header)), bytes(side * side * 3)
 
 
+def claiming(jpeg: bytes, side: int) -> bytes:
+    """The same stream, its own frame header saying that it is side x side pixels."""
+    size_at = jpeg.index(b"\xff\xc0") + 5
+    return jpeg[:size_at] + 2 * side.to_bytes(2, "big") + jpeg[size_at + 4 :]
+
+
 def observe(level: int = 128, side: int = 32) -> Observation:
     return Observation(np.full((side, side, 3), level, np.uint8), "pick up the milk", captured_at=1.5)

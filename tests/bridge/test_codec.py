@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from raw_client import act_frames
+from raw_client import act_frames, claiming
 
 from bridge.codec import UNREADABLE, decode_image, encode_image, pack, unpack_reply, unpack_request
 from bridge.errors import Refusal
@@ -162,7 +162,7 @@ def test_broken_or_lying_jpeg_is_refused(picture):
     grey = io.BytesIO()
     Image.fromarray(picture[..., 0]).save(grey, "JPEG")
     larger = encode_image(np.zeros((64, 48, 3), np.uint8), "jpeg")[1]
-    for bad in (truncated, random, png.getvalue(), grey.getvalue(), bytes(larger)):
+    for bad in (truncated, random, png.getvalue(), grey.getvalue(), bytes(larger), claiming(payload, 65_535)):
         with pytest.raises(Refusal) as caught:
             decode_image(act, bad)
         assert caught.value.code == ErrorCode.BAD_IMAGE

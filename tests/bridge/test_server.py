@@ -13,9 +13,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import zmq
-from raw_client import act_frames
+from raw_client import GatedPolicy, act_frames, claiming, observe
 
-from bridge.codec import pack
+from bridge import server as server_module
+from bridge import worker
+from bridge.codec import encode_image, pack
 from bridge.messages import (
     PROTOCOL_VERSION,
     Act,
@@ -125,6 +127,59 @@ def test_broken_jpeg_is_refused_by_name(serve, connect):
         pack(Act(stamp=stamp, instruction="go", image=ImageHeader("jpeg", (16, 16, 3), 9))), b"no jpeg.."
     )
     expect_error(client.receive(), ErrorCode.BAD_IMAGE, stamp)
+
+
+def test_a_jpeg_that_claims_to_be_huge_harms_nobody(serve, connect):
+    server = serve(FakePolicy())
+    hostile, good = connect(server, "hostile"), connect(server, "good")
+    payload = claiming(bytes(encode_image(observe().image, "jpeg")[1]), 65_535)
+    stamp = hostile.stamp()
+    image = ImageHeader("jpeg", (32, 32, 3), len(payload))
+    hostile.send_frames(pack(Act(stamp=stamp, instruction="go", image=image)), payload)
+    expect_error(hostile.receive(), ErrorCode.BAD_IMAGE, stamp)
+    good.send_act()
+    assert isinstance(good.receive(), ActionReply)
+
+
+def test_whatever_goes_wrong_in_a_batch_is_told_and_the_next_is_answered(serve, connect, monkeypatch, caplog):
+    client = connect(serve(FakePolicy()))
+    with caplog.at_level(logging.CRITICAL, "bridge"):
+        for step in ("decode_image", "_decide"):
+            with monkeypatch.context() as patch:
+                patch.setattr(worker, step, lambda *_: {}["no such thing"])
+                stamp = client.send_act()
+                expect_error(client.receive(), ErrorCode.POLICY_FAILED, stamp)
+    client.send_act()
+    assert isinstance(client.receive(), ActionReply)
+
+
+class QuittingPolicy(GatedPolicy):
+    """Ends its thread in the first decision, as a library does that calls sys.exit."""
+
+    def act(self, observation, session=""):
+        super().act(observation, session)
+        raise SystemExit(0)
+
+
+def test_a_policy_whose_thread_ends_is_told_to_all_and_ends_the_server(serve, connect, caplog, monkeypatch):
+    monkeypatch.setattr(server_module, "FAILURE_NOTICE_S", 0.1)
+    policy = QuittingPolicy()
+    server = serve(policy)
+    running, waiting = connect(server, "running"), connect(server, "waiting")
+    stamps = [running.send_act()]
+    assert policy.started.wait(5)
+    stamps.append(waiting.send_act())
+    waiting.status()  # answered after what was sent before it has arrived
+    with caplog.at_level(logging.CRITICAL, "bridge"):
+        policy.gate.set()
+        for client, stamp in zip((running, waiting), stamps, strict=True):
+            expect_error(client.receive(), ErrorCode.POLICY_FAILED, stamp)
+        wait_until(lambda: server.state == ServerState.FAILED)
+        late = connect(server, "late", greet=False)
+        late.send_frames(pack(Hello(stamp=late.stamp(), client="c")))
+        assert "failed for good" in expect_error(late.receive(), ErrorCode.POLICY_FAILED).message
+        with pytest.raises(RuntimeError, match="SystemExit: 0"):
+            server.serve_forever()
 
 
 def test_status_is_answered_while_the_policy_is_busy(serve, connect, gated):
