@@ -87,6 +87,7 @@ class Policy:
         directory = locate_checkpoint(checkpoint)
         datasets = load_statistics(directory)  # what is quick to check comes before the weights
         key = resolve_unnorm_key(datasets, unnorm_key)
+        statistics, image_path = datasets[key], resolve_image_path(image_path, key)
         settings = PreprocessorSettings.load(directory)
         place = choose_device(device)
         number_format = choose_dtype(dtype, place)
@@ -102,9 +103,9 @@ class Policy:
             spec = replace(spec, dtype=f"{spec.dtype}, {acceleration.precision} layers")
         recorder = GraphRecorder if capture and place.type == "cuda" else None
         record = recorder() if recorder else None
-        policy = cls(model, prompter, datasets[key], settings, spec, record, acceleration.compiled)
+        policy = cls(model, prompter, statistics, settings, spec, record, acceleration.compiled)
         if decoding is not None:
-            material = DrafterMaterial(model, datasets[key], directory, recorder=recorder)
+            material = DrafterMaterial(model, statistics, directory, recorder=recorder)
             policy.decode_with(decoding.build(material), decoding.digest)
         report("warming")
         policy.warm()

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from policy.hardware import DTYPES, choose_device
+from policy.hardware import DTYPES, choose_device, keep_float32
 from policy.openvla.checkpoint import CONFIG_FILE, load_checkpoint, locate_checkpoint
 from policy.parity.golden import TOLERANCES, GoldenSet, Recording, Report
 from policy.parity.inputs import check_inputs
@@ -34,6 +34,7 @@ from policy.types import Action, DecodeTrace
 def compare(checkpoint: Path, golden: GoldenSet, device: torch.device, dtype: str) -> Report:
     """All checks that the golden set has recordings for, its variants included."""
     report, tolerances = Report(), TOLERANCES[dtype]
+    keep_float32()
     model = load_checkpoint(checkpoint, device, DTYPES[dtype])
     subject = Subject.of(model, checkpoint, checkpoint / CONFIG_FILE, tolerances)
     check_inputs(report, golden, checkpoint, model.config.action_vocabulary)

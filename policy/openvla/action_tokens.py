@@ -10,7 +10,7 @@ All arithmetic is float64 numpy. Knows no network, no torch and no robot.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,9 @@ class ActionStatistics:
             raise ValueError(f"action statistics have no {', '.join(missing)}; they have {sorted(statistics)}")
         every = {"mask": np.ones(len(statistics["q01"]), bool)}
         known = {field.name: statistics[field.name] for field in fields(cls) if field.name in statistics}
+        for name in _DISPENSABLE:
+            if name in known and not np.isfinite(np.array(known[name], np.float64)).all():
+                known[name] = None  # of a dimension that some data set does not have, and nothing is scaled by it
         return cls(**(every | known))
 
     def to_json(self) -> dict[str, list[Any]]:
@@ -139,11 +142,37 @@ class ActionStatistics:
         return np.where(self.min == self.max, 0.0, np.where(self.mask, scaled, values))
 
 
-def load_statistics(directory: Path | str) -> dict[str, ActionStatistics]:
+class DatasetStatistics(Mapping[str, ActionStatistics]):
+    """Action statistics by data set, each read when it is asked for, so that damage to another one's is no obstacle.
+
+    Asking raises ValueError for an entry that is incomplete or damaged, naming file and data set.
+    """
+
+    def __init__(self, source: Path, datasets: Mapping[str, Any]) -> None:
+        self._source, self._datasets = source, datasets
+
+    def __getitem__(self, name: str) -> ActionStatistics:
+        entry = self._datasets[name]
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("action"), Mapping):
+            found = sorted(entry) if isinstance(entry, Mapping) else repr(entry)
+            raise ValueError(f"{self._source}: data set {name!r} has no 'action' entry; it has {found}")
+        try:
+            return ActionStatistics.from_json(entry["action"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self._source}: data set {name!r}: {error}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._datasets)
+
+    def __len__(self) -> int:
+        return len(self._datasets)
+
+
+def load_statistics(directory: Path | str) -> DatasetStatistics:
     """Action statistics of a checkpoint's directory by data set.
 
     A `dataset_statistics.json` takes the place of `norm_stats` in `config.json`: fine-tuning writes only the former.
-    Raises ValueError where neither exists or an entry is incomplete, naming file and data set.
+    Raises ValueError where neither exists or holds any.
     """
     own, config = Path(directory) / "dataset_statistics.json", Path(directory) / "config.json"
     if own.is_file():
@@ -152,17 +181,9 @@ def load_statistics(directory: Path | str) -> dict[str, ActionStatistics]:
         source, datasets = config, _read_json(config).get("norm_stats") or {}
     else:
         raise ValueError(f"{directory} holds neither {own.name} nor {config.name}; is it a checkpoint's directory?")
-    if not datasets:
+    if not datasets or not isinstance(datasets, Mapping):
         raise ValueError(f"{source} has no action statistics; add a {own.name} of the data the model was trained on")
-    statistics = {}
-    for name, entry in datasets.items():
-        try:
-            statistics[name] = ActionStatistics.from_json(entry["action"])
-        except KeyError:
-            raise ValueError(f"{source}: data set {name!r} has no 'action' entry; it has {sorted(entry)}") from None
-        except ValueError as error:
-            raise ValueError(f"{source}: data set {name!r}: {error}") from error
-    return statistics
+    return DatasetStatistics(source, datasets)
 
 
 def resolve_unnorm_key(statistics: Mapping[str, ActionStatistics], unnorm_key: str | None) -> str:

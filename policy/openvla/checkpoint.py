@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict, snapshot_download
+from huggingface_hub import HfApi, save_torch_state_dict, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
@@ -28,6 +28,7 @@ from policy.openvla.model import OpenVLA
 CONFIG_FILE = "config.json"
 STATISTICS_FILE = "dataset_statistics.json"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # what transformers 5 writes instead, with the same settings in it
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 TOKENIZER_FILES = (
@@ -43,8 +44,13 @@ CHECKPOINT_PATTERNS = (
     CONFIG_FILE,
     "generation_config.json",
     PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
     STATISTICS_FILE,
     *TOKENIZER_FILES,
+    # What speculative decoding fitted or trained for this checkpoint, where somebody published it with the weights.
+    "motion_drafter.json",
+    "drafters/*/*.json",
+    "drafters/*/*.safetensors",
 )
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -52,6 +58,8 @@ _FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Buffers that old versions of transformers saved and that are computed here.
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 _LISTED = 5
+# Networks that OpenVLA-OFT trains beside the published ones; files are named after them.
+_OFT_NETWORKS = ("action_head", "proprio_projector", "noisy_action_projector", "vision_backbone--")
 
 
 class CheckpointError(ValueError):
@@ -65,6 +73,7 @@ def locate_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Pa
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
+        _refuse_oft(path, [file.name for file in path.iterdir()])
         weight_files(path)  # whatever else is missing in an adapter or a pickled checkpoint, this is what to say first
         return path
     if path.exists():
@@ -81,8 +90,27 @@ def locate_checkpoint(checkpoint: str | Path, revision: str | None = None) -> Pa
             f"{checkpoint}: no such directory here, and the hub did not deliver it ({reason}); "
             "check the spelling, the network and, for a private checkpoint, `hf auth login`"
         ) from error
+    _refuse_oft(checkpoint, _published_files(str(checkpoint), revision))
     weight_files(path)
     return path
+
+
+def _published_files(hub_id: str, revision: str | None) -> list[str]:
+    """Names of all files on the hub, wanted or not; none where the hub cannot be asked, as what is cached works too."""
+    try:
+        return HfApi().list_repo_files(hub_id, revision=revision)
+    except Exception:  # the hub's, httpx's or requests', by the version of huggingface_hub
+        return []
+
+
+def _refuse_oft(checkpoint: str | Path, names: Iterable[str]) -> None:
+    """Raise CheckpointError for OpenVLA-OFT, which has the same tensors but does not say its actions in tokens."""
+    if networks := sorted(name for name in names if name.startswith(_OFT_NETWORKS)):
+        raise CheckpointError(
+            f"{checkpoint}: expected a policy that says its actions in tokens, found networks of OpenVLA-OFT: "
+            f"{_some(networks)}; its actions come from a head of its own, which is not supported. Serve "
+            "openvla-7b or a fine-tune made with OpenVLA's own script"
+        )
 
 
 def load_checkpoint(
@@ -151,7 +179,9 @@ def checkpoint_hash(directory: Path) -> str:
     """Sha256 (hex) over names and contents of all files that decide the policy's actions: weights, configurations,
     tokenizer.
     """
-    small = [directory / name for name in (CONFIG_FILE, PREPROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES)]
+    names = (CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES)
+    names = (CONFIG_FILE, PREPROCESSOR_FILE, PROCESSOR_FILE, STATISTICS_FILE, *TOKENIZER_FILES)
+    small = [directory / name for name in names]
     files = sorted([*weight_files(directory), *(path for path in small if path.is_file())])
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(_file_digest, files))

@@ -178,15 +178,17 @@ class OpenVLAConfig:
                 f"config.json: single-tower vision backbone {backbone!r} is not supported; "
                 "use a checkpoint with 'dinosiglip-vit-so-224px' (openvla-7b and its fine-tunes)"
             )
+        if (bins := config.get("n_action_bins", ACTION_BINS)) != ACTION_BINS:
+            raise ValueError(f"config.json: n_action_bins is {bins}; only {ACTION_BINS} is supported")
         language = LanguageConfig.from_json(config.get("text_config") or {})
-        pad_to_multiple_of = config.get("pad_to_multiple_of", 64)
+        pad_to_multiple_of = _given(config, "pad_to_multiple_of", 64)
         return cls(
             dinov2=_tower_from_shapes("dinov2", DINOV2_PREFIX, shapes),
             siglip=_tower_from_shapes("siglip", SIGLIP_PREFIX, shapes),
             language=language,
             pad_to_multiple_of=pad_to_multiple_of,
-            pad_token_id=config.get("pad_token_id", language.vocabulary - pad_to_multiple_of),
-            maximum_tokens=config.get("llm_max_length", 2048),
+            pad_token_id=_given(config, "pad_token_id", language.vocabulary - pad_to_multiple_of),
+            maximum_tokens=_given(config, "llm_max_length", 2048),
         )
 
     def to_json(self, dtype: str) -> dict[str, Any]:
@@ -212,6 +214,14 @@ class OpenVLAConfig:
             "text_config": text_config,
             "torch_dtype": dtype,
         }
+
+
+def _given(config: Mapping[str, Any], name: str, default: int) -> int:
+    """An entry, also where it is null. Raises ValueError for one that is no whole number."""
+    value = default if config.get(name) is None else config[name]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"config.json: {name} must be a whole number or null, found {value!r}")
+    return value
 
 
 def _refuse_foreign_language_model(text_config: Mapping[str, Any]) -> None:

@@ -63,23 +63,34 @@ class PreprocessorSettings:
 
     @classmethod
     def load(cls, directory: Path | str) -> PreprocessorSettings:
-        """Read `preprocessor_config.json` in a checkpoint's directory.
+        """Read `preprocessor_config.json` in a checkpoint's directory, or `processor_config.json`, in which
+        transformers 5 saves the same settings.
 
-        Raises FileNotFoundError where there is none and ValueError for settings no published OpenVLA checkpoint has.
+        Raises FileNotFoundError where there is neither and ValueError for settings no published OpenVLA checkpoint has.
         """
-        path = Path(directory) / "preprocessor_config.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; copy it from the checkpoint this one was trained from")
-        return cls.from_config(json.loads(path.read_text(encoding="utf-8")))
+        path, processor = (Path(directory) / f"{name}_config.json" for name in ("preprocessor", "processor"))
+        if not path.is_file() and not processor.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing, and {processor.name} too; copy it from the checkpoint this one was trained from"
+            )
+        read = path if path.is_file() else processor
+        try:
+            config = json.loads(read.read_text(encoding="utf-8"))
+            settings = cls.from_config(config if read == path else config["image_processor"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{read} holds no settings of OpenVLA's image processor: {error}") from error
+        if len(settings.means) != 2:
+            raise ValueError(f"{read} has settings for {len(settings.means)} vision towers; OpenVLA has 2")
+        return settings
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> PreprocessorSettings:
-        """Read the decoded content of a `preprocessor_config.json`; see `load`."""
+        """Read the image processor's settings as published; see `load`."""
         try:
             strategy, sizes = config["image_resize_strategy"], config["input_sizes"]
             means, stds = config["means"], config["stds"]
         except KeyError as error:
-            raise ValueError(f"preprocessor_config.json has no {error}; it has {sorted(config)}") from error
+            raise ValueError(f"there is no {error} in it, but {sorted(config)}") from error
         if any(list(size) != [3, IMAGE_SIDE, IMAGE_SIDE] for size in sizes):
             raise ValueError(f"input_sizes are {sizes}; only [3, {IMAGE_SIDE}, {IMAGE_SIDE}] is supported")
         if any(interpolation != "bicubic" for interpolation in config.get("interpolations", ())):
@@ -94,6 +105,8 @@ def resolve_image_path(name: Literal["auto", "libero", "processor"], dataset: st
     """The path itself; "auto" is decided by the name of the data set that the actions' statistics are of."""
     if name == "auto":
         return "libero" if dataset.startswith("libero") else "processor"
+    if name not in get_args(ImagePath):
+        raise ValueError(f"image path is {name!r}; it must be auto or one of {', '.join(get_args(ImagePath))}")
     return name
 
 

@@ -71,7 +71,10 @@ def _load_tokenizer(directory: Path) -> tuple[Tokenizer, int]:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; copy it from the checkpoint this one was trained from")
-    tokenizer = Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more particular
+        raise ValueError(f"{path} is no tokenizer file ({error}); copy it again") from error
     # Some tokenizer files carry the padding and truncation of the batch they were last used for.
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.prompt_batch import PromptBatch
-from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics
+from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, DatasetStatistics, load_statistics
 from policy.openvla.images import PreprocessorSettings, libero_frame, pixel_values, processor_pixel_values
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
@@ -30,20 +30,19 @@ class Subject:
     model: OpenVLA
     prompter: Prompter
     settings: PreprocessorSettings
-    config_statistics: dict[str, ActionStatistics]
-    file_statistics: dict[str, ActionStatistics]
+    config_statistics: DatasetStatistics
+    file_statistics: DatasetStatistics
     tolerances: Tolerances
 
     @classmethod
     def of(cls, model: OpenVLA, checkpoint: Path, config_file: Path, tolerances: Tolerances) -> Subject:
         """config_file: the one that `model` was loaded with, the checkpoint's own or a variant's."""
         config = json.loads(config_file.read_text(encoding="utf-8"))
-        datasets = config.get("norm_stats") or {}
         return cls(
             model=model,
             prompter=Prompter(checkpoint, maximum_tokens=model.config.maximum_tokens),
             settings=PreprocessorSettings.load(checkpoint),
-            config_statistics={key: ActionStatistics.from_json(entry["action"]) for key, entry in datasets.items()},
+            config_statistics=DatasetStatistics(config_file, config.get("norm_stats") or {}),
             file_statistics=load_statistics(checkpoint),
             tolerances=tolerances,
         )

@@ -25,6 +25,7 @@ from policy.openvla.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
     PREPROCESSOR_FILE,
+    PROCESSOR_FILE,
     STATISTICS_FILE,
     TOKENIZER_FILES,
     CheckpointError,
@@ -39,7 +40,7 @@ GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"
 SHARD_BYTES = 5 * 10**9
 # Independent of all sizes; the motion drafter counts in bins, not in token ids.
-_UNCHANGED_FILES = (*TOKENIZER_FILES, PREPROCESSOR_FILE, STATISTICS_FILE, MOTION_FILE)
+_UNCHANGED_FILES = (*TOKENIZER_FILES, PREPROCESSOR_FILE, PROCESSOR_FILE, STATISTICS_FILE, MOTION_FILE)
 
 
 def widen_checkpoint(

@@ -128,7 +128,7 @@ def test_statistics_cannot_be_changed_from_outside() -> None:
     [
         ({"q99": [0.5, 0.0]}, r"q99 must have one value per dimension like q01 \(4,\), got \(2,\)"),
         ({"q99": [0.5, 0.0, 1.0, 1.0]}, "q99 must not be below q01"),
-        ({"std": [np.nan] * 4}, "std must be finite"),
+        ({"q01": [np.nan] * 4}, "q01 must be finite"),
         ({"mask": [True]}, "mask must have one value per dimension"),
     ],
 )
@@ -150,12 +150,30 @@ def test_own_statistics_replace_those_of_the_config(only_config: Path) -> None:
         ("{}", "no action statistics"),
         ('{"kitchen": {"proprio": {}}}', r"'kitchen' has no 'action' entry; it has \['proprio'\]"),
         ('{"kitchen": {"action": {"min": [0], "q99": [1]}}}', "'kitchen': action statistics have no q01"),
+        ('{"kitchen": {"action": {"q01": [0], "q99": [NaN]}}}', "'kitchen': q99 must be finite"),
+        ('{"kitchen": {"action": {"q01": 0, "q99": 1}}}', "'kitchen': "),
+        ('{"kitchen": [1, 2]}', r"'kitchen' has no 'action' entry; it has \[1, 2\]"),
+        ("[]", "no action statistics"),
     ],
 )
 def test_unusable_files_name_file_and_data_set(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "dataset_statistics.json").write_text(content)
     with pytest.raises(ValueError, match=rf"dataset_statistics.json.*{message}"):
-        load_statistics(tmp_path)
+        select_statistics(load_statistics(tmp_path), None)
+
+
+def test_damage_that_does_not_matter_is_no_obstacle(tmp_path: Path) -> None:
+    """Another data set's entry may be broken, and so may be what only describes the data."""
+    action = {"q01": [0.0], "q99": [1.0], "std": [float("nan")], "max": [2.0]}
+    content = {"broken": {"action": {"q01": [float("inf")], "q99": [1.0]}}, "mine": {"action": action}}
+    (tmp_path / "dataset_statistics.json").write_text(json.dumps(content))
+    statistics = load_statistics(tmp_path)
+    assert sorted(statistics) == ["broken", "mine"]
+    mine = select_statistics(statistics, "mine")
+    assert mine.std is None
+    assert mine.max == [2.0]
+    with pytest.raises(ValueError, match=r"dataset_statistics.json: data set 'broken': q01 must be finite"):
+        select_statistics(statistics, "broken")
 
 
 def test_directory_without_statistics_is_refused(tmp_path: Path) -> None:

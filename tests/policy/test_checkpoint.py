@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,11 +191,37 @@ def test_hub_id_is_downloaded(small_checkpoint: Path, monkeypatch: pytest.Monkey
         return str(small_checkpoint)
 
     monkeypatch.setattr(checkpoint_module, "snapshot_download", download)
+    monkeypatch.setattr(checkpoint_module, "HfApi", lambda: SimpleNamespace(list_repo_files=lambda *_, **__: ["a.py"]))
     assert locate_checkpoint("openvla/openvla-7b", revision="main") == small_checkpoint
     assert asked["name"] == "openvla/openvla-7b"
     assert asked["revision"] == "main"
     assert "model*.safetensors" in asked["patterns"]
     assert not any(pattern.endswith((".py", ".bin")) for pattern in asked["patterns"])
+
+
+@pytest.mark.parametrize("name", ["action_head--150000_checkpoint.pt", "proprio_projector--150000_checkpoint.pt"])
+def test_a_policy_with_an_action_head_of_its_own_is_refused(
+    name: str, broken: Path, small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVLA-OFT's tensors are OpenVLA's, so it would load, and its tokens would mean nothing."""
+    (broken / name).touch()
+    with pytest.raises(CheckpointError, match=f"found networks of OpenVLA-OFT: {name}; .* is not supported"):
+        locate_checkpoint(broken)
+    # From the hub, such files are not even fetched.
+    hub = SimpleNamespace(list_repo_files=lambda hub_id, revision: ["config.json", name])
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", lambda *_, **__: str(small_checkpoint))
+    monkeypatch.setattr(checkpoint_module, "HfApi", lambda: hub)
+    with pytest.raises(CheckpointError, match=r"moojink/oft: .*OpenVLA-OFT"):
+        locate_checkpoint("moojink/oft")
+
+
+def test_a_cached_checkpoint_needs_no_hub(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> list[str]:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(checkpoint_module, "snapshot_download", lambda *_, **__: str(small_checkpoint))
+    monkeypatch.setattr(checkpoint_module, "HfApi", lambda: SimpleNamespace(list_repo_files=unreachable))
+    assert locate_checkpoint("openvla/openvla-7b") == small_checkpoint
 
 
 def test_unreachable_hub_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:

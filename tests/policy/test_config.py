@@ -79,6 +79,25 @@ def test_another_architecture_is_refused() -> None:
         OpenVLAConfig.from_json(single, {})
 
 
+def test_entries_that_are_null_have_their_defaults() -> None:
+    null = published_json() | {"pad_token_id": None, "llm_max_length": None, "pad_to_multiple_of": None}
+    config = OpenVLAConfig.from_json(null, shapes_of(OpenVLAConfig()))
+    assert (config.pad_token_id, config.maximum_tokens, config.pad_to_multiple_of) == (32000, 2048, 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_action_bins": 128}, "n_action_bins is 128; only 256 is supported"),
+        ({"llm_max_length": "2048"}, "llm_max_length must be a whole number or null, found '2048'"),
+        ({"pad_token_id": 1.5}, "pad_token_id must be a whole number or null, found 1.5"),
+    ],
+)
+def test_entries_that_cannot_be_right_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OpenVLAConfig.from_json(published_json() | change, shapes_of(OpenVLAConfig()))
+
+
 def test_missing_tower_is_named() -> None:
     shapes = {name: shape for name, shape in shapes_of(OpenVLAConfig()).items() if "fused_featurizer" not in name}
     with pytest.raises(ValueError, match=r"fused_featurizer\.patch_embed\.proj\.weight.*siglip tower has no size"):

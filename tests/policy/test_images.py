@@ -32,6 +32,7 @@ SETTINGS = {
     "means": [[0.485, 0.456, 0.406], [0.5, 0.5, 0.5]],
     "stds": [[0.229, 0.224, 0.225], [0.5, 0.5, 0.5]],
 }
+ONE_TOWER = {"means": [[0.5, 0.5, 0.5]], "stds": [[0.5, 0.5, 0.5]]}
 every_image = pytest.mark.parametrize("number", [0, 1, 2])
 
 
@@ -187,6 +188,36 @@ def test_settings_that_no_model_has_are_refused(change: dict[str, object], messa
     assert PreprocessorSettings.from_config(SETTINGS) == PreprocessorSettings()
     with pytest.raises(ValueError, match=message):
         PreprocessorSettings.from_config(SETTINGS | change)
+
+
+def test_settings_as_transformers_5_saves_them(tmp_path: Path) -> None:
+    saved = {
+        "processor_class": "PrismaticProcessor",
+        "image_processor": SETTINGS | {"image_resize_strategy": "letterbox"},
+    }
+    (tmp_path / "processor_config.json").write_text(json.dumps(saved))
+    assert PreprocessorSettings.load(tmp_path) == PreprocessorSettings("letterbox")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(SETTINGS))
+    assert PreprocessorSettings.load(tmp_path) == PreprocessorSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "preprocessor_config.json",
+            "{",
+            "preprocessor_config.json holds no settings of OpenVLA's image processor: Exp",
+        ),
+        ("processor_config.json", "{}", "processor_config.json holds no settings .*'image_processor'"),
+        ("processor_config.json", '{"image_processor": null}', "processor_config.json holds no settings"),
+        ("preprocessor_config.json", json.dumps(SETTINGS | ONE_TOWER), "settings for 1 vision towers; OpenVLA has 2"),
+    ],
+)
+def test_files_without_settings_are_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        PreprocessorSettings.load(tmp_path)
 
 
 def test_settings_without_a_field_are_refused() -> None:

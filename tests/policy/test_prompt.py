@@ -92,6 +92,10 @@ def test_directories_without_a_usable_tokenizer_are_refused(checkpoint: Path, tm
     with pytest.raises(ValueError, match=r"tokenizer.json is missing"):
         Prompter(tmp_path)
 
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs")
+    with pytest.raises(ValueError, match=r"tokenizer.json is no tokenizer file \(.*\); copy it again"):
+        Prompter(tmp_path)
+
     content = json.loads((checkpoint / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"post_processor": None}))
     with pytest.raises(ValueError, match="'<s>' in front"):

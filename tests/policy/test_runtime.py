@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from small_openvla import INSTRUCTIONS, statistics_json
 
 from policy import hardware, runtime
 from policy.acceleration.plan import Acceleration
+from policy.decoding.config import DecodingConfig
 from policy.openvla.checkpoint import CheckpointError, checkpoint_hash
 from policy.openvla.device_pixels import DevicePixels
 from policy.openvla.images import PreprocessorSettings
@@ -142,6 +144,18 @@ def test_closed_policy_acts_no_more(small_checkpoint: Path) -> None:
         policy.act(observations()[0])
 
 
+def test_a_closed_policy_lets_go_of_its_model_at_once(small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one may not fit beside it; garbage is seldom collected while little else is made."""
+    returned: list[str] = []
+    monkeypatch.setattr(runtime, "return_freed_memory", lambda device: returned.append(str(device)))
+    policy = Policy.load(small_checkpoint, device="cpu", dtype="float32", decoding=DecodingConfig.load("exact"))
+    policy.act(observations()[0])
+    model = weakref.ref(policy._running_decoder().model)
+    policy.close()
+    assert model() is None
+    assert returned == ["cpu"]
+
+
 def test_hardware_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     assert hardware.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
@@ -168,16 +182,18 @@ def test_a_chosen_gpu_is_where_streams_and_graphs_go(monkeypatch) -> None:
 
 def test_a_limit_on_gpu_memory_is_a_share_of_what_there_is(monkeypatch) -> None:
     gpu, shares = torch.device("cuda:1"), []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80e9))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: shares.append(given))
     hardware.limit_memory(gpu, 20.0)
-    assert shares == [(0.25, gpu)]
+    hardware.limit_memory(torch.device("cuda"), 20.0)  # as `choose_device("auto")` gives it
+    assert shares == [(0.25, 1), (0.25, 2)]  # PyTorch takes no device without an index here
     for limit in (0.0, -1.0, 81.0, float("nan")):
         with pytest.raises(ValueError, match=r"above 0 and at most the GPU's 80\.0 GB, got"):
             hardware.limit_memory(gpu, limit)
     with pytest.raises(ValueError, match="a limit of 20 GB is for a GPU's memory, and the device is cpu; leave it out"):
         hardware.limit_memory(torch.device("cpu"), 20.0)
-    assert len(shares) == 1
+    assert len(shares) == 2
 
 
 def test_freed_memory_is_given_back_by_gpus_only(monkeypatch) -> None:
