@@ -138,7 +138,9 @@ class Dispatcher:
         self._check_not_failed(hello.stamp)
         spec = self._worker.spec
         if spec is not None:
-            self._sessions.open(hello.stamp, now)
+            at_work = {job.request.stamp.session for job in self._out}
+            if evicted := self._sessions.open(hello.stamp, now, at_work):
+                log.info("session %s was silent, all places are taken, and it makes room", evicted)
         return Welcome(stamp=hello.stamp, instance=self._instance, state=self.state, limits=self._limits, spec=spec)
 
     def _status(self, stamp: Stamp, now: float) -> StatusReply:

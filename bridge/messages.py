@@ -105,12 +105,14 @@ class Limits(Struct, frozen=True):
     max_sessions: conversations kept at a time.
     max_batch: most observations answered in one forward pass.
     session_idle_s: a conversation silent for this long is forgotten, in seconds.
+    evict_after_s: the same where all places are taken and somebody else asks for one.
     """
 
     max_message_bytes: int = 16 * 2**20
     max_sessions: int = 256
     max_batch: int = 32
     session_idle_s: float = 900.0
+    evict_after_s: float = 30.0
 
     def __post_init__(self) -> None:
         if self.max_message_bytes < MIN_MESSAGE_BYTES:
@@ -121,8 +123,9 @@ class Limits(Struct, frozen=True):
         for name in ("max_sessions", "max_batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.session_idle_s < float("inf"):
-            raise ValueError(f"session_idle_s is {self.session_idle_s}; it must be positive and finite")
+        for name in ("session_idle_s", "evict_after_s"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive and finite")
 
 
 class Counters(Struct):

@@ -43,7 +43,7 @@ class PolicyServer:
     policy: a policy, or a function that loads one on the worker thread while the server already tells its state.
     endpoint: where to listen; `tcp://127.0.0.1:*` takes a free port. Addresses that other machines can reach need
         `security` or `insecure_bind=True`.
-    max_batch, max_sessions, max_message_bytes, session_idle_s: see `bridge.messages.Limits`.
+    max_batch, max_sessions, max_message_bytes, session_idle_s, evict_after_s: see `bridge.messages.Limits`.
     drain_s: how long `close` waits for work that was accepted already.
 
     Raises:
@@ -59,13 +59,14 @@ class PolicyServer:
         max_sessions: int = 256,
         max_message_bytes: int = 16 * 2**20,
         session_idle_s: float = 900.0,
+        evict_after_s: float = 30.0,
         drain_s: float = 5.0,
         security: SocketSecurity | None = None,
         insecure_bind: bool = False,
     ) -> None:
         check_bind(endpoint, security, insecure_bind)
         self.endpoint = endpoint
-        self.limits = Limits(max_message_bytes, max_sessions, max_batch, session_idle_s)
+        self.limits = Limits(max_message_bytes, max_sessions, max_batch, session_idle_s, evict_after_s)
         self._drain_s = drain_s
         self._security = security
         load = (lambda _: policy) if isinstance(policy, ServedPolicy) else policy

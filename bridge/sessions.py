@@ -7,6 +7,7 @@ so a client that floods the server waits its turn like any other.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 from bridge.errors import Refusal
@@ -39,16 +40,27 @@ class SessionTable:
         """Jobs waiting for the policy."""
         return len(self._slots) + len(self._resets)
 
-    def open(self, stamp: Stamp, now: float) -> None:
-        """Opens the session of a hello, or leaves it as it is if it is open already. Raises `Refusal` when full."""
+    def open(self, stamp: Stamp, now: float, at_work: Container[str] = ()) -> str:
+        """Opens the session of a hello, or leaves it as it is if it is open already.
+
+        at_work: sessions for which the policy is at work. Returns the session that had to make room, "" for none.
+
+        Raises:
+            Refusal: no name, or no place, and nobody silent for long enough to be taken for gone.
+        """
         if not stamp.session:
             raise Refusal(ErrorCode.MALFORMED, "a hello needs a session name", stamp)
         if stamp.session in self._sessions:
             self._sessions[stamp.session].last_heard = now
-            return
+            return ""
+        evicted = ""
         if len(self._sessions) >= self._limits.max_sessions:
-            raise Refusal(ErrorCode.SERVER_FULL, f"all {self._limits.max_sessions} sessions are taken", stamp)
+            evicted = self._longest_silent(now, at_work)
+            if not evicted:
+                raise Refusal(ErrorCode.SERVER_FULL, f"all {self._limits.max_sessions} sessions are taken", stamp)
+            self.close(Job(b"", Goodbye(stamp=Stamp(evicted, 0, 0, 0.0)), now))
         self._sessions[stamp.session] = Session(stamp.episode, now)
+        return evicted
 
     def submit(self, job: Job) -> list[Job]:
         """Queues an act or a reset; returns the jobs that it displaced.
@@ -85,6 +97,16 @@ class SessionTable:
             for name, session in self._sessions.items()
             if session.last_heard < limit and name not in self._slots
         ]
+
+    def _longest_silent(self, now: float, at_work: Container[str]) -> str:
+        """Whoever may have crashed without a goodbye, "" for nobody; never one to whom an answer is owed."""
+        limit = now - self._limits.evict_after_s
+        silent = [
+            (session.last_heard, name)
+            for name, session in self._sessions.items()
+            if session.last_heard < limit and not (name in self._slots or name in self._resets or name in at_work)
+        ]
+        return min(silent, default=(0.0, ""))[1]
 
     def take(self) -> list[Job]:
         """The next batch: all resets, then the observations that waited longest, at most one a session."""

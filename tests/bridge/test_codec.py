@@ -181,7 +181,13 @@ def test_image_header_names_both_sizes():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"max_batch": 0}, {"max_sessions": 0}, {"max_message_bytes": 100}, {"session_idle_s": float("inf")}],
+    [
+        {"max_batch": 0},
+        {"max_sessions": 0},
+        {"max_message_bytes": 100},
+        {"session_idle_s": float("inf")},
+        {"evict_after_s": 0},
+    ],
 )
 def test_impossible_limits_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):

@@ -366,6 +366,20 @@ def test_sessions_expire_leave_and_are_limited(serve, connect, gated):
     assert isinstance(late.hello(), Welcome)
 
 
+def test_a_full_server_forgets_who_crashed_but_nobody_whose_answer_it_owes(serve, connect, gated):
+    server = serve(gated, max_sessions=2, evict_after_s=0.05)
+    crashed, slow, late = connect(server, "crashed"), connect(server, "slow"), connect(server, "late", greet=False)
+    slow.send_act()
+    assert gated.started.wait(5)
+    time.sleep(0.1)
+    assert isinstance(late.hello(), Welcome)
+    gated.gate.set()
+    assert isinstance(slow.receive(), ActionReply)
+    crashed.send_act()
+    expect_error(crashed.receive(), ErrorCode.UNKNOWN_SESSION)
+    wait_until(lambda: gated.was_reset == ["crashed"])
+
+
 def test_closing_answers_what_was_accepted_and_refuses_the_rest(serve, connect, gated):
     server = serve(gated)
     client, late = connect(server, "a"), connect(server, "b")

@@ -116,6 +116,26 @@ def test_goodbye_frees_the_place_and_has_the_policy_forget():
     sessions.open(Stamp("b", 0, 1, 0.0), now=0.0)
 
 
+def test_where_all_places_are_taken_the_longest_silent_makes_room():
+    sessions = table("a", "b", "c", max_sessions=3, evict_after_s=10)
+    sessions.open(Stamp("a", 0, 2, 0.0), now=2.0)
+    sessions.open(Stamp("c", 0, 2, 0.0), now=1.0)
+    assert code(sessions.open, Stamp("d", 0, 1, 0.0), 10.0) == ErrorCode.SERVER_FULL
+    assert sessions.open(Stamp("d", 0, 1, 0.0), 10.5) == "b"
+    assert [(type(job.request), job.request.stamp.session) for job in sessions.take()] == [(Goodbye, "b")]
+    assert code(sessions.submit, act("b")) == ErrorCode.UNKNOWN_SESSION
+    assert sessions.open(Stamp("e", 0, 1, 0.0), 12.5) == "c"
+    assert len(sessions) == 3
+
+
+def test_nobody_makes_room_who_waits_for_an_answer():
+    sessions = table("waits", "starts", "runs", max_sessions=3, evict_after_s=10)
+    sessions.submit(act("waits"))
+    sessions.submit(reset("starts", 1))
+    assert code(sessions.open, Stamp("new", 0, 1, 0.0), 60.0, {"runs"}) == ErrorCode.SERVER_FULL
+    assert sessions.open(Stamp("new", 0, 1, 0.0), 60.0) == "runs"
+
+
 def test_idle_sessions_are_found_but_not_while_they_wait_for_an_answer():
     sessions = table("a", "b", "c", session_idle_s=10)
     sessions.submit(act("a", now=5.0))
