@@ -11,6 +11,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import zmq
@@ -63,7 +64,8 @@ class Connection:
         self._socket.connect(endpoint)
 
     def new_session(self) -> None:
-        """Takes a new name, under which a server has no history of this client."""
+        """Takes a new name, under which a server has no history of this client, and says goodbye under the old one."""
+        self._say_goodbye()
         self._session, self.episode, self._instance = secrets.token_hex(16), 0, ""
 
     def request(
@@ -99,9 +101,7 @@ class Connection:
 
     def close(self) -> None:
         try:
-            self._socket.send(pack(Goodbye(stamp=self._next_stamp())), zmq.NOBLOCK)
-        except zmq.Again:
-            pass  # nobody there to say goodbye to
+            self._say_goodbye()
         finally:
             self._socket.close()
 
@@ -110,6 +110,10 @@ class Connection:
         if self._last_seen is None:
             return "server never seen"
         return f"server last seen {time.monotonic() - self._last_seen:.1f} s ago, state {self._state}"
+
+    def _say_goodbye(self) -> None:
+        with suppress(zmq.Again):  # nobody there to say it to
+            self._socket.send(pack(Goodbye(stamp=self._next_stamp())), zmq.NOBLOCK)
 
     def _next_stamp(self, captured_at: float | None = None) -> Stamp:
         self._sequence += 1

@@ -82,6 +82,16 @@ def test_restart_with_another_policy_is_refused(serve, client_of):
         client.reset()
 
 
+def test_a_session_that_is_given_up_leaves_its_place(serve, client_of):
+    server = serve(FakePolicy(), max_sessions=1)
+    client = client_of(server, connect_timeout_s=1.0)
+    client._connection.episode += 1  # as after a reset that never arrived
+    with pytest.raises(SessionLostError, match="was started"):
+        client.act(observe())
+    assert client.act(observe()).values[3] == 0
+    assert server.counters.actions == 1
+
+
 def test_gone_server_is_named_and_the_wait_bounded(serve, client_of):
     server = serve(FakePolicy())
     client = client_of(server, timeout_s=0.3)
