@@ -11,13 +11,14 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Self, get_args
 
 import numpy as np
 
 from bridge.codec import encode_image
-from bridge.connection import Connection
+from bridge.connection import Connection, ReplyT
 from bridge.endpoint import DEFAULT_ENDPOINT, SocketSecurity
 from bridge.errors import (
     IncompatibleServerError,
@@ -33,9 +34,11 @@ from bridge.messages import (
     Encoding,
     Hello,
     Limits,
+    Message,
     Reset,
     ResetDone,
     ServerTiming,
+    Stamp,
     Status,
     StatusReply,
     Welcome,
@@ -48,8 +51,10 @@ log = logging.getLogger(__name__)
 FIRST_HELLO_S, LONGEST_HELLO_S = 0.5, 8.0
 # How often a server that is still loading is asked again, in seconds.
 LOADING_INTERVAL_S = 0.2
-# What may differ between two servers of the same policy.
+# What may differ between two servers of the same policy. Of the dtype that is the format of the numbers, not what
+# comes after its comma: layers that were quantised.
 INCIDENTAL_FIELDS = frozenset({"device", "dtype", "versions"})
+QUANTISED = "quantised layers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +82,10 @@ class PolicyClient:
     timeout_s: the longest an `act` may take.
     connect_timeout_s: the longest that connecting to a server, which may still be loading, and `reset` may take.
     encoding: "raw" sends pixels; "jpeg" sends a tenth of the bytes and changes the pixels a little.
-    expect: fields of `PolicySpec` that the server's policy must have, or a whole spec (of which device, dtype and
-        versions may differ).
+    expect: fields of `PolicySpec` that the server's policy must have, or a whole spec. Of a spec, device and versions
+        may differ, and dtype up to its comma: a spec of "float32", as by default, or "bfloat16" goes with both, but not
+        with "bfloat16, fp8 layers". Its decoding_digest counts unless empty; its decoder always does. A server that is
+        restarted must have the same digest, too, empty or not.
     on_progress: is told in words what is being waited for.
 
     Raises:
@@ -124,7 +131,8 @@ class PolicyClient:
         except BaseException:
             self.close()
             raise
-        self._expected |= _expectation(self._spec)  # a server that is restarted must bring the same policy
+        # A server that is restarted must bring the same policy, decoded in the same way.
+        self._expected |= _expectation(self._spec) | {"decoding_digest": self._spec.decoding_digest}
 
     @property
     def spec(self) -> PolicySpec:
@@ -139,12 +147,10 @@ class PolicyClient:
         """Starts a new episode at the server, first in a new session if the last was lost. Raises `BridgeError`."""
         connection = self._use()
         if self._is_open:
-            try:
+            # Between episodes there is nothing to lose: only a reset is ever repeated without asking.
+            with suppress(SessionLostError):
                 self._begin_episode(connection)
                 return
-            except SessionLostError:
-                # Between episodes there is nothing to lose: only a reset is ever repeated without asking.
-                self._is_open = False
         self._reopen(connection, self.connect_timeout_s)
         self._begin_episode(connection)
 
@@ -170,17 +176,13 @@ class PolicyClient:
                 f"{MAX_HEADER_BYTES}",
                 hint="send a smaller picture, or raise the server's max_message_bytes",
             )
-        try:
-            reply = connection.request(
-                lambda stamp: Act(stamp=stamp, instruction=observation.instruction, image=header),
-                ActionReply,
-                max(deadline - time.monotonic(), 1e-3),
-                payload=payload,
-                captured_at=observation.captured_at,
-            )
-        except SessionLostError:
-            self._is_open = False
-            raise
+        reply = self._ask(
+            lambda stamp: Act(stamp=stamp, instruction=observation.instruction, image=header),
+            ActionReply,
+            max(deadline - time.monotonic(), 1e-3),
+            payload=payload,
+            captured_at=observation.captured_at,
+        )
         action = Action(np.array(reply.values, np.float32), np.array(reply.tokens, np.int64), reply.trace)
         self.act_timing = ActTiming(
             round_trip_ms=1e3 * (time.perf_counter() - started),
@@ -191,8 +193,13 @@ class PolicyClient:
         return action
 
     def status(self) -> StatusReply:
-        """The server's state and counters; answered also while its policy is busy."""
-        return self._use().request(lambda stamp: Status(stamp=stamp), StatusReply, self.timeout_s)
+        """The server's state and counters; answered also while its policy is busy.
+
+        Raises:
+            NoReplyError, ServerNotReadyError: not in time.
+            SessionLostError: the server was restarted; told once, and the next call is answered by the new one.
+        """
+        return self._ask(lambda stamp: Status(stamp=stamp), StatusReply, self.timeout_s)
 
     def close(self) -> None:
         """Says goodbye and closes the socket; a second call does nothing."""
@@ -221,7 +228,15 @@ class PolicyClient:
 
     def _begin_episode(self, connection: Connection) -> None:
         connection.episode += 1
-        connection.request(lambda stamp: Reset(stamp=stamp), ResetDone, self.connect_timeout_s)
+        self._ask(lambda stamp: Reset(stamp=stamp), ResetDone, self.connect_timeout_s)
+
+    def _ask(self, build: Callable[[Stamp], Message], expected: type[ReplyT], timeout_s: float, **more: Any) -> ReplyT:
+        """As `Connection.request`; remembers where the session was lost."""
+        try:
+            return self._use().request(build, expected, timeout_s, **more)
+        except SessionLostError:
+            self._is_open = False
+            raise
 
     def _reopen(self, connection: Connection, timeout_s: float) -> None:
         connection.new_session()
@@ -257,10 +272,11 @@ class PolicyClient:
         )
 
     def _check_spec(self, spec: PolicySpec) -> None:
+        found = _comparable(spec)
         differing = [
-            f"{field}: expected {value!r}, server has {getattr(spec, field)!r}"
+            f"{field}: expected {value!r}, server has {found[field]!r}"
             for field, value in self._expected.items()
-            if getattr(spec, field) != value
+            if found[field] != value
         ]
         if differing:
             raise IncompatibleServerError(
@@ -272,11 +288,17 @@ class PolicyClient:
 def _expectation(expect: PolicySpec | Mapping[str, Any] | None) -> dict[str, Any]:
     fields = PolicySpec.__dataclass_fields__.keys()
     if isinstance(expect, PolicySpec):
-        return {name: value for name, value in asdict(expect).items() if name not in INCIDENTAL_FIELDS}
+        unsaid = INCIDENTAL_FIELDS if expect.decoding_digest else INCIDENTAL_FIELDS | {"decoding_digest"}
+        return {name: value for name, value in _comparable(expect).items() if name not in unsaid}
     unknown = set(expect or ()) - fields
     if unknown:
         raise ValueError(f"a policy has no {sorted(unknown)}; expect some of {sorted(fields)}")
     return dict(expect or {})
+
+
+def _comparable(spec: PolicySpec) -> dict[str, Any]:
+    """Its fields, and what its dtype says of quantised layers, "" for none: "fp8 layers" of "bfloat16, fp8 layers"."""
+    return asdict(spec) | {QUANTISED: spec.dtype.partition(", ")[2]}
 
 
 def _positive_seconds(name: str, value: float) -> float:

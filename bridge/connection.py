@@ -168,9 +168,9 @@ class Connection:
         self._last_seen = time.monotonic()
         if isinstance(reply, (Welcome, StatusReply)):
             self._state = reply.state
-            if self._instance not in ("", reply.instance):
+            known, self._instance = self._instance, reply.instance
+            if known not in ("", reply.instance):  # raised once: who only asks for the status needs no new session
                 raise SessionLostError(
                     f"{self.endpoint} was restarted", retryable=True, hint="the next call opens a new session"
                 )
-            self._instance = reply.instance
         return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,13 @@ class GatedPolicy(FakePolicy):
         self.started.set()
         assert self.gate.wait(10), "the test never opened the gate"
         return [FakePolicy.act(self, o, s) for o, s in zip(observations, sessions, strict=True)]
+
+
+def specified(**changes: Any) -> FakePolicy:
+    """A policy whose spec differs from the usual one."""
+    policy = FakePolicy()
+    policy.spec = replace(policy.spec, **changes)
+    return policy
 
 
 class RawClient:

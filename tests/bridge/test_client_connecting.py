@@ -1,8 +1,10 @@
 """What a client refuses or waits for before there is a connection."""
 
 import time
+from dataclasses import replace
 
 import pytest
+from raw_client import specified
 from scripted_server import welcome
 
 from bridge.client import PolicyClient
@@ -77,6 +79,31 @@ def test_another_policy_than_expected_is_refused_with_both_values(serve, client_
     with pytest.raises(IncompatibleServerError, match="unnorm_key: expected 'libero_goal'"):
         client_of(server, expect=PolicySpec("theirs", unnorm_key="libero_goal", image_path="processor"))
     assert client_of(server, expect={"control_hz": 20.0}).spec.policy_id == "theirs"
+
+
+BY_HAND = PolicySpec("fake", prompt_template="{instruction}", image_path="processor")
+
+
+@pytest.mark.parametrize(
+    ("expect", "found", "told"),
+    [
+        (BY_HAND, {"dtype": "bfloat16", "device": "cuda", "decoding_digest": "ab12"}, ""),
+        (BY_HAND, {"dtype": "bfloat16, fp8 layers"}, "quantised layers: expected '', server has 'fp8 layers'"),
+        (replace(BY_HAND, dtype="bfloat16, fp8 layers"), {"dtype": "bfloat16, fp8 layers"}, ""),
+        (replace(BY_HAND, dtype="bfloat16, fp8 layers"), {"dtype": "bfloat16, int8 layers"}, "quantised layers"),
+        (replace(BY_HAND, decoding_digest="cd34"), {"decoding_digest": "ab12"}, "decoding_digest: expected 'cd34'"),
+        (replace(BY_HAND, decoding_digest="cd34"), {}, "decoding_digest: expected 'cd34', server has ''"),
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, "dtype: expected 'float32', server has 'bfloat16'"),
+        ({"decoding_digest": ""}, {"decoding_digest": "ab12"}, "decoding_digest: expected ''"),
+    ],
+)
+def test_what_a_spec_made_by_hand_asks_for(serve, client_of, expect, found, told):
+    server = serve(specified(**found))
+    if told:
+        with pytest.raises(IncompatibleServerError, match=told):
+            client_of(server, expect=expect)
+    else:
+        client_of(server, expect=expect)
 
 
 def test_another_action_space_is_always_refused(scripted, client_of):

@@ -4,7 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from raw_client import observe
+from raw_client import observe, specified
 from scripted_server import welcome
 
 from bridge.errors import (
@@ -71,6 +71,40 @@ def test_reset_after_a_restart_needs_no_help(serve, client_of):
     serve(FakePolicy(), first.endpoint)
     client.reset()
     assert client.act(observe()).values[3] == 0
+
+
+def test_a_monitor_is_told_of_a_restart_once(serve, client_of):
+    first = serve(FakePolicy())
+    monitor = client_of(first)
+    first.close()
+    serve(FakePolicy(), first.endpoint)
+    with pytest.raises(SessionLostError, match="restarted"):
+        monitor.status()
+    assert monitor.status().sessions == 0
+    assert monitor.act(observe()) is not None  # opens a session without a second complaint
+    assert (monitor.status().sessions, monitor.reconnects) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16, fp8 layers"}, "quantised layers: expected '', server has 'fp8 la"),
+        ({"dtype": "bfloat16, int8 layers"}, {"dtype": "bfloat16"}, "expected 'int8 layers', server has ''"),
+        ({}, {"decoding_digest": "ab12"}, "decoding_digest: expected '', server has 'ab12'"),
+        ({"decoding_digest": "ab12"}, {}, "decoding_digest: expected 'ab12', server has ''"),
+        ({"dtype": "bfloat16", "device": "cuda"}, {"versions": {"torch": "3"}}, ""),
+    ],
+)
+def test_a_restarted_server_must_answer_as_before(serve, client_of, before, after, told):
+    first = serve(specified(**before))
+    client = client_of(first)
+    first.close()
+    serve(specified(**after), first.endpoint)
+    if told:
+        with pytest.raises(IncompatibleServerError, match=told):
+            client.reset()
+    else:
+        client.reset()
 
 
 def test_restart_with_another_policy_is_refused(serve, client_of):
