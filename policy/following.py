@@ -31,6 +31,8 @@ class FollowingPolicy:
             raise ValueError(f"a checkpoint is looked at every so many seconds, got {seconds}; give a positive number")
         if not 0 < share <= 1:
             raise ValueError(f"a policy may use a share of the time above 0 and up to 1, got {share}")
+        if not checkpoint.is_dir():
+            raise ValueError(f"only a directory can be followed, which {checkpoint} is not; a hub id's weights stay")
         self._policy, self._checkpoint, self._seconds, self._share = policy, checkpoint, seconds, share
         self._free_at = 0.0
         self._held = self._saved()
@@ -74,6 +76,10 @@ class FollowingPolicy:
             self._policy.renew(self._checkpoint)
         except (CheckpointError, OSError) as error:  # replaced while it was read: the next look finds it whole
             _log.warning("the old weights stay: %s", error)
+            return
+        except ValueError as error:  # another network was put there, which no client can help
+            _log.error("the old weights stay: %s", error)
+            self._held = saved
             return
         self._held = saved
         _log.info("took over weights sha256 %s", self._policy.spec.checkpoint_hash[:12])

@@ -22,6 +22,7 @@ from policy.acceleration.plan import AS_LOADED, Acceleration, accelerate
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.capture import GraphRecorder, Record, capture_passes, captured, recorded_batch
 from policy.decoding.config import ActionDecoder, DecodingConfig
+from policy.decoding.physical import controller_of
 from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.transfer import Upload, to_device
@@ -89,6 +90,7 @@ class Policy:
         key = resolve_unnorm_key(datasets, unnorm_key)
         statistics, image_path = datasets[key], resolve_image_path(image_path, key)
         settings = PreprocessorSettings.load(directory)
+        controller = None if decoding is None else decoding.controller_or(controller_of(key))
         place = choose_device(device)
         number_format = choose_dtype(dtype, place)
         if number_format == torch.float32:
@@ -105,7 +107,7 @@ class Policy:
         record = recorder() if recorder else None
         policy = cls(model, prompter, statistics, settings, spec, record, acceleration.compiled)
         if decoding is not None:
-            material = DrafterMaterial(model, statistics, directory, recorder=recorder)
+            material = DrafterMaterial(model, statistics, directory, recorder=recorder, controller=controller)
             policy.decode_with(decoding.build(material), decoding.digest)
         report("warming")
         policy.warm()

@@ -66,6 +66,11 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
     acceleration = arguments.acceleration
     if acceleration == "auto":  # weights that are replaced must stay as they are
         acceleration = "none" if arguments.follow else fastest(choose_device(arguments.device))
+    if arguments.follow and preset(acceleration).joined:
+        raise ValueError(
+            f"--follow {arguments.follow:g} replaces weights, and --acceleration {acceleration} joins them; leave "
+            "out one of the two"
+        )
     policy = Policy.load(
         arguments.checkpoint,
         unnorm_key=arguments.unnorm_key,
@@ -81,7 +86,8 @@ def load_policy(arguments: Namespace, report: ReportState) -> ServedPolicy:
         return policy
     from policy.following import FollowingPolicy
 
-    return FollowingPolicy(policy, Path(arguments.checkpoint), arguments.follow, arguments.follow_share)
+    checkpoint = Path(arguments.checkpoint).expanduser()
+    return FollowingPolicy(policy, checkpoint, arguments.follow, arguments.follow_share)
 
 
 def main() -> int:

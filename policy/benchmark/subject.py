@@ -18,6 +18,7 @@ from policy.acceleration.plan import Acceleration, accelerate
 from policy.benchmark.transformers_decoder import TransformersDecoder
 from policy.decoding.capture import GraphRecorder, capture_passes
 from policy.decoding.config import DecodingConfig
+from policy.decoding.physical import controller_of
 from policy.drafting.registry import DrafterMaterial
 from policy.openvla.action_tokens import ActionStatistics, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint
@@ -110,7 +111,8 @@ class Subject:
         if arrangement.decoding == TRANSFORMERS:
             policy.decode_with(TransformersDecoder(model))
         else:
-            material = DrafterMaterial(model, statistics, self.directory, recorder=recorder)
+            controller = controller_of(key)
+            material = DrafterMaterial(model, statistics, self.directory, recorder=recorder, controller=controller)
             policy.decode_with(DecodingConfig.load(arrangement.decoding).build(material))
         return policy
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from policy.decoding.acceptance import make_rule, rule_settings
 from policy.decoding.autoregressive import AutoregressiveDecoder
+from policy.decoding.physical import ControllerScale
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.decoding.stopwatch import Stopwatch
@@ -28,6 +29,7 @@ from policy.types import DecodeTrace
 
 FOLDER = REPOSITORY / "configs" / "decoding"
 MOST_NODES = 128
+PHYSICAL = "physical"
 
 
 class ActionDecoder(Protocol):
@@ -69,6 +71,8 @@ class DecodingConfig:
     as long as they are short; as many as `nodes` unless given. confidence: nodes less probable to stand are left out.
     tail: how the rest is drafted after the first pass, see `SpeculativeDecoder`.
     acceptance, tolerance: the rule and its options, see `docs/acceptance.md`.
+    controller: what the robot makes of an action of 1, for tolerances in millimetres and milliradians; known for LIBERO
+    and BridgeData V2 unless given.
     """
 
     name: str
@@ -82,8 +86,11 @@ class DecodingConfig:
     tail: Tail = "tree"
     acceptance: str = "exact"
     tolerance: Mapping[str, Any] = field(default_factory=dict)
+    controller: ControllerScale | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.controller, Mapping):  # as a YAML file has it
+            object.__setattr__(self, "controller", ControllerScale(**self.controller))
         if not self.name:
             raise ValueError("a decoding configuration needs a name, by which results tell it from others")
         for option, choices in (("decoder", ("autoregressive", "speculative")), ("tail", get_args(Tail))):
@@ -142,12 +149,26 @@ class DecodingConfig:
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def controller_or(self, known: ControllerScale | None) -> ControllerScale | None:
+        """The controller of this configuration, else the one that is known of the data set.
+
+        Raises ValueError for a rule in physical units and neither.
+        """
+        if self.controller is None and known is None and self.acceptance == PHYSICAL:
+            raise ValueError(
+                f"decoding {self.name!r} has tolerances in mm and mrad, and what this robot's controller makes of an "
+                "action of 1 is not known; give it in the configuration, for actions in metres and radians as "
+                "controller: {millimetres: 1000, milliradians: 1000}"
+            )
+        return self.controller or known
+
     def build(self, material: DrafterMaterial) -> ActionDecoder:
-        """The decoder for a loaded checkpoint."""
+        """The decoder for a loaded checkpoint. Raises ValueError for a rule in physical units on an unknown robot."""
         if self.decoder == "autoregressive":
             return AutoregressiveDecoder(material.model, material.record())
         material = replace(material, weights=dict(material.weights) | dict(self.weights))
-        rule = make_rule(self.acceptance, self.tolerance, material.statistics, device=material.model.device)
+        controller = self.controller_or(material.controller)
+        rule = make_rule(self.acceptance, self.tolerance, material.statistics, controller, material.model.device)
         return SpeculativeDecoder(
             material.model,
             rule,

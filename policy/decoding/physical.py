@@ -44,6 +44,16 @@ class ControllerScale:
                 )
 
 
+LIBERO_CONTROLLER = ControllerScale()
+# What is known of data sets by the beginning of their names; BridgeData V2 is in metres and radians.
+_CONTROLLERS = {"libero": LIBERO_CONTROLLER, "bridge": ControllerScale(1000.0, 1000.0)}
+
+
+def controller_of(dataset: str) -> ControllerScale | None:
+    """The controller of the robot that a data set was recorded with, None where it is not known."""
+    return next((scale for name, scale in _CONTROLLERS.items() if dataset.startswith(name)), None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ActionUnits:
     """The 256 bins of each action dimension in physical units.

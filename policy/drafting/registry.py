@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from policy.decoding.capture import Record
+from policy.decoding.physical import LIBERO_CONTROLLER, ControllerScale
 from policy.drafting.action_rows import ActionRows
 from policy.drafting.base import Drafter, Head, SeeingDrafter
 from policy.drafting.dataset import DatasetMean
@@ -33,7 +34,8 @@ class DrafterMaterial:
 
     directory: the checkpoint's, where fitted and trained drafters keep their files. statistics: of the actions it was
     trained on. weights: folders of trained drafters that are elsewhere, by name. recorder: makes what replays a
-    drafter's passes; None where nothing is replayed.
+    drafter's passes; None where nothing is replayed. controller: what the robot makes of an action, None where that is
+    not known; drafters do not ask, but an acceptance rule does.
     """
 
     model: OpenVLA
@@ -41,6 +43,7 @@ class DrafterMaterial:
     directory: Path
     weights: Mapping[str, Path] = field(default_factory=dict)
     recorder: Callable[[], Record] | None = None
+    controller: ControllerScale | None = LIBERO_CONTROLLER
 
     def trained(self, name: str) -> Path:
         """The folder of a trained drafter. Raises ValueError where there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.config import FOLDER, DecodingConfig
+from policy.decoding.physical import controller_of
 from policy.decoding.speculative import SpeculativeDecoder
 from policy.drafting.registry import DrafterMaterial
 from policy.openvla.action_tokens import ActionStatistics
@@ -30,6 +32,44 @@ def test_all_shipped_configurations(small_model: OpenVLA) -> None:
     for name in TRAINED:
         with pytest.raises(ValueError, match=r"no trained drafter .*; train one with scripts/train_drafter\.py"):
             DecodingConfig.load(name).build(DrafterMaterial(small_model, statistics, Path()))
+
+
+def test_millimetres_need_a_robot(small_model: OpenVLA, tmp_path: Path) -> None:
+    """Taken for LIBERO's, a robot whose actions are metres would be let off its path by twenty times the tolerance."""
+    statistics = ActionStatistics(-np.full(7, 0.03), np.full(7, 0.03), np.array([True] * 6 + [False]))
+    known = {"libero_goal_no_noops": (50.0, 500.0), "bridge_orig": (1000.0, 1000.0)}
+    for dataset, scales in known.items():
+        controller = controller_of(dataset)
+        assert controller is not None
+        assert (controller.millimetres, controller.milliradians) == scales
+    assert controller_of("fractal20220817_data") is None
+
+    physical, reach = DecodingConfig.load("physical"), {}
+    for dataset in known:
+        material = DrafterMaterial(small_model, statistics, Path(), controller=controller_of(dataset))
+        reach[dataset] = physical.build(material)._rule.reach[0]
+    assert reach["bridge_orig"] < reach["libero_goal_no_noops"]
+
+    stranger = DrafterMaterial(small_model, statistics, Path(), controller=None)
+    with pytest.raises(ValueError, match=r"'physical' has tolerances in mm .* controller: \{millimetres: 1000"):
+        physical.build(stranger)
+    DecodingConfig.load("spec-vla").build(stranger)  # counts bins
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("acceptance: physical\ncontroller: {millimetres: 1000, milliradians: 1000}\n")
+    mine = DecodingConfig.load(path)
+    assert mine.controller == controller_of("bridge_orig")
+    assert mine.build(stranger)._rule.reach[0] == reach["bridge_orig"]
+    path.write_text("acceptance: physical\ncontroller: {millimetres: 0, milliradians: 1000}\n")
+    with pytest.raises(ValueError, match="millimetres"):
+        DecodingConfig.load(path)
+
+
+def test_configurations_are_told_apart_by_their_settings() -> None:
+    base = DecodingConfig.load("spec-vla")
+    assert replace(base, name="other").digest == base.digest
+    assert replace(base, tolerance={"radius": 5}).digest != base.digest
+    assert DecodingConfig.load("autoregressive").digest == ""
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:

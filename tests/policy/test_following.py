@@ -1,6 +1,8 @@
 """A policy takes over newer weights in place, between two actions, and keeps the old ones where it cannot."""
 
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -71,6 +73,38 @@ def test_weights_that_cannot_be_read_leave_the_old_ones(saved: Path, statistics:
     following.act(FRAME)
     assert policy.spec.checkpoint_hash == first
     assert "the old weights stay" in caplog.text
+
+
+def test_another_network_is_told_once_and_acting_goes_on(saved: Path, small_checkpoint: Path, caplog, monkeypatch):
+    policy = Policy.load(saved, device="cpu", dtype="float32")
+    following = FollowingPolicy(policy, saved, seconds=1e-9)
+    refusals: list[Path] = []
+
+    def refuse(checkpoint: Path) -> None:
+        refusals.append(checkpoint)
+        raise ValueError("it cannot replace the weights")
+
+    monkeypatch.setattr(policy, "renew", refuse)
+    saved.rename(saved.with_name("old"))
+    shutil.copytree(small_checkpoint, saved)
+    for _ in range(3):
+        following.act(FRAME)
+    assert refusals == [saved]
+    assert "the old weights stay: it cannot replace the weights" in caplog.text
+
+
+def test_a_hub_id_is_not_followed(saved: Path):
+    policy = Policy.load(saved, device="cpu", dtype="float32")
+    with pytest.raises(ValueError, match="only a directory can be followed, which openvla/openvla-7b is not"):
+        FollowingPolicy(policy, Path("openvla/openvla-7b"), seconds=1.0)
+
+
+def test_following_and_joined_weights_exclude_each_other(saved: Path):
+    script = Path(__file__).parents[2] / "scripts" / "serve_policy.py"
+    options = ["--checkpoint", str(saved), "--follow", "1", "--acceleration", "joined", "--bind", "tcp://127.0.0.1:*"]
+    ended = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "--acceleration joined joins them; leave out one of the two" in ended.stderr
 
 
 def test_another_network_is_refused(saved: Path):
