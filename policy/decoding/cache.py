@@ -12,7 +12,7 @@ from torch import Tensor
 from policy.openvla.config import LanguageConfig
 from policy.openvla.model import OpenVLA
 
-_SLOTS = 64  # a pool's allocation grows by so many
+_SLOTS = 384  # of a pool's smallest allocation: usual prompts with their tree
 
 
 class StaticCache:
@@ -64,25 +64,36 @@ class StaticCache:
 class CachePool:
     """Caches to be used one at a time: the same object, at the same addresses, for the same batch and length.
 
-    What it lends are parts of one allocation, which grows by doubling when a batch needs more.
+    What it lends are parts of few allocations. None is ever given back, as recorded passes read there; so rows and
+    slots of each are one of few numbers, each twice the one before, and a request gets the smallest that holds it: all
+    together they take less than four times what the largest batch and the longest prompt need, and one long prompt
+    from one client does not make room for a large batch of them.
     """
 
     def __init__(self, model: OpenVLA) -> None:
         self._model = model
-        self._whole: StaticCache | None = None
+        self._whole: dict[tuple[int, int], StaticCache] = {}
         self._parts: dict[tuple[int, int], StaticCache] = {}
 
     def get(self, batch: int, length: int) -> StaticCache:
         """A cache for `batch` rows of `length` slots; holds what its last user left."""
         part = self._parts.get((batch, length))
         if part is None:
-            whole = self._whole
-            if whole is None or whole.batch < batch or whole.length < length:
-                rows, slots = (0, 0) if whole is None else (whole.batch, whole.length)
-                rows = max(rows, 1 << (batch - 1).bit_length())
-                slots = max(slots, -(-length // _SLOTS) * _SLOTS)
+            size = _doubled(1, batch), _doubled(_SLOTS, length)
+            fitting = [key for key in self._whole if key[0] >= size[0] and key[1] >= size[1]]
+            key = min(fitting, key=lambda key: key[0] * key[1], default=size)
+            if key not in self._whole:
                 model = self._model
-                whole = StaticCache(model.config.language, rows, slots, model.device, model.dtype)
-                self._whole = whole
-            part = self._parts[batch, length] = whole.part(batch, length)
+                self._whole[key] = StaticCache(model.config.language, *key, model.device, model.dtype)
+            part = self._parts[batch, length] = self._whole[key].part(batch, length)
         return part
+
+    @property
+    def allocated(self) -> int:
+        """Slots of all rows of all allocations."""
+        return sum(rows * slots for rows, slots in self._whole)
+
+
+def _doubled(smallest: int, needed: int) -> int:
+    """`smallest`, doubled as often as it takes to hold `needed`."""
+    return smallest << max(0, (-(-needed // smallest) - 1).bit_length())
