@@ -124,6 +124,11 @@ class DecodingConfig:
         path = Path(name_or_file)
         if path.suffix not in (".yaml", ".yml"):
             path = FOLDER / f"{name_or_file}.yaml"
+        if path.parent == FOLDER and not FOLDER.is_dir():
+            raise ValueError(
+                f"the configurations are missing: {FOLDER} is not there, as specact was installed without its "
+                'repository; install it from the clone with `pip install -e ".[policy]"`, or name a YAML file'
+            )
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in FOLDER.glob("*.yaml")))
             raise ValueError(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +73,17 @@ def test_configurations_are_told_apart_by_their_settings() -> None:
     assert replace(base, name="other").digest == base.digest
     assert replace(base, tolerance={"radius": 5}).digest != base.digest
     assert DecodingConfig.load("autoregressive").digest == ""
+
+
+def test_an_installation_without_its_repository_says_what_is_missing(tmp_path: Path) -> None:
+    """As `pip install .` leaves it, where packages are copied and `configs/` is not."""
+    repository = Path(__file__).parents[2]
+    for package in ("policy", "bridge"):
+        shutil.copytree(repository / package, tmp_path / package, ignore=shutil.ignore_patterns("pretrained", "*.pyc"))
+    code = "from policy.decoding.config import DecodingConfig; DecodingConfig.load('exact')"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert 'install it from the clone with `pip install -e ".[policy]"`' in ended.stderr
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
