@@ -17,6 +17,7 @@ from policy.types import Action
 class Waiting:
     """The rule for times without a new action; the fields are those of `sim.timing.Timing`.
 
+    An action's age counts when it is to be begun and when it is to be repeated, not within its own control period.
     Actions are deltas, so the last action again is no hold: the arm would go on moving. Zero motion stands still.
     """
 
@@ -90,7 +91,8 @@ class Arm:
             return Command(np.append(np.zeros(6), self._gripper), None, held=True)
         age = tick - self._asked_at
         periods = (tick - self._begun_at) // self._lasting
-        repeated = self._waiting.hold**periods if age <= self._max_age else 0.0
+        # What was begun is carried out: cut off in its middle it would be neither the policy's action nor a hold.
+        repeated = self._waiting.hold**periods if periods == 0 or age <= self._max_age else 0.0
         return Command(np.append(repeated * self._motion, self._gripper), age, held=periods > 0)
 
 

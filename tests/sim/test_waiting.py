@@ -43,6 +43,14 @@ def test_a_repeated_action_ends_when_it_is_too_old():
     assert not arm.begin(answer(asked_at=1), 5)
 
 
+def test_an_action_that_grows_too_old_meanwhile_is_carried_out_but_not_repeated():
+    arm = Arm(Waiting(hold=1.0, max_age_ms=60.0), 5, 10.0)  # 100 Hz
+    assert arm.begin(answer(asked_at=0), 4)
+    assert motions(arm, range(4, 11)) == [-1] * 5 + [0] * 2  # 6 ticks old in tick 6
+    assert [arm.command(tick).held for tick in (8, 9)] == [False, True]
+    assert [arm.busy(tick) for tick in (8, 9)] == [True, False]
+
+
 def test_an_action_lasts_a_control_period_whatever_the_rate():
     arm = Arm(Waiting(hold=0.5), 5, 10.0)
     arm.begin(answer(), 0)
