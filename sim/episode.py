@@ -1,11 +1,12 @@
 """One episode: a policy and a world until the task is solved or the time is up, the same code on every clock.
 
-Does not know processes, files or sockets, and lets every exception through: what an error means is for the caller to
-say.
+Does not know processes, files or sockets, and lets every exception through until the task is solved: what an error
+means is for the caller to say.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sim.environments import World
 from sim.protocol import CONTROL_HZ
 from sim.waiting import STAND_STILL, Arm, Waiting
 
+LOGGER = logging.getLogger(__name__)
+
 # Stands in where nothing is rendered; only privileged policies, which look at no picture, get to see it.
 NO_IMAGE = np.zeros((16, 16, 3), np.uint8)
 
@@ -28,7 +31,7 @@ class EpisodeResult:
     """How an episode went.
 
     steps: control ticks until its end. decision_ms: latency of every decision, the one included that the end came
-    before. traces: how the policy decoded those that arrived. control: how the arm was controlled.
+    before, unless it failed. traces: how the policy decoded those that arrived. control: how the arm was controlled.
     """
 
     success: bool
@@ -51,7 +54,8 @@ def run_episode(
 
     clock: holds the policy. waiting: what the arm does without a new action. latencies: what the charged clock charges
     for one decision after the other, None for what they take. watch: is called with the camera frame at the beginning
-    of every 1/20 s, uint8 `[R, R, 3]`, upside down.
+    of every 1/20 s, uint8 `[R, R, 3]`, upside down. Where a decision fails that a solved task
+    left no time for, it stays solved, and the clock is left busy: not to be used again.
     Raises ValueError where a camera policy meets a world without rendering.
     """
     if not env.rendered and not clock.spec.privileged:
@@ -88,6 +92,11 @@ def run_episode(
         log.stepped(command)
         tick += 1
         image = look()
-    if (answer := clock.leave(tick)) is not None:
-        log.left(answer)
+    try:
+        if (answer := clock.leave(tick)) is not None:
+            log.left(answer)
+    except Exception as error:
+        if not terminated:
+            raise  # the arm may have stood still for want of this decision
+        LOGGER.warning("the task is solved; a decision still under way failed: %s: %s", type(error).__name__, error)
     return EpisodeResult(terminated, tick, tuple(log.latencies_ms), tuple(log.traces), log.statistics(clock.pace()))

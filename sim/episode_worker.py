@@ -10,10 +10,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import numpy as np
 
@@ -28,6 +30,9 @@ from sim.threads import single_threaded_children
 from sim.video import write_video
 
 LOGGER = logging.getLogger(__name__)
+
+# What a process gets to say goodbye to its policies, in seconds; one that hangs in its simulator is killed then.
+_PATIENCE_S = 2.0
 
 
 class WorkerSetupError(RuntimeError):
@@ -80,11 +85,13 @@ class _SetupFailed:
 class EpisodeWorker:
     """The parent's end: starts the process, hands it episodes one at a time, replaces it when it has died.
 
-    item: the episode under way, None while there is none. last: the one handed over last.
+    item: the episode under way, None while there is none. last: the one handed over last. given_at: when that was, in
+    seconds of time.monotonic.
     """
 
     def __init__(self, rendering: Rendering) -> None:
         self._rendering = rendering
+        self.given_at = 0.0
         self.item: EpisodeItem | None = None
         self.last: EpisodeItem | None = None
         self._start()
@@ -100,6 +107,7 @@ class EpisodeWorker:
     def give(self, item: EpisodeItem, source: PolicySource, policies: Set[int]) -> None:
         """Hands over the next episode. policies: numbers of those in use; clients of others are closed."""
         self.item = self.last = item
+        self.given_at = time.monotonic()
         # A process that has died in the meantime is noticed by `collect`.
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(_Assignment(item, source, policies))
@@ -123,11 +131,11 @@ class EpisodeWorker:
         return item, message
 
     def abort(self) -> EpisodeItem:
-        """Gives up the episode under way, at once, and returns it."""
+        """Gives up the episode under way, in two seconds at most, and returns it."""
         assert self.item is not None
         item, self.item = self.item, None
         self._process.terminate()
-        self._process.join()
+        self._wait_or_kill(_PATIENCE_S)
         self._replace()
         return item
 
@@ -145,16 +153,21 @@ class EpisodeWorker:
 
     def close(self) -> None:
         """Waits for the end of a process that was asked to."""
-        self._process.join(timeout=10.0)
+        self._wait_or_kill(10.0)
+        self.connection.close()
+
+    def _wait_or_kill(self, seconds: float) -> None:
+        self._process.join(seconds)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
-        self.connection.close()
 
 
 def _work(connection: Connection, rendering: Rendering) -> None:
     """The life of a worker process: take an episode, run it, send back what became of it, until None comes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the parent decides when to stop
+    signal.signal(signal.SIGTERM, _leave)
     if rendering.device is not None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(rendering.device)  # read when the simulator is imported
     bench: _Bench | None = None
@@ -184,6 +197,12 @@ def _work(connection: Connection, rendering: Rendering) -> None:
     finally:
         if bench:
             bench.close()
+
+
+def _leave(*_: object) -> None:
+    """Ends the process by way of everyone's `finally`, so that policy servers hear that their client has gone."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
 
 
 class _Bench:
@@ -219,17 +238,32 @@ class _Bench:
             latencies=item.timing.of_episode(item.suite, item.task, item.init_state),
             watch=frames.append if item.video else None,
         )
-        seconds = time.perf_counter() - started
+        done = EpisodeDone(result, clock.spec, self._env.renderer, time.perf_counter() - started)
+        if not clock.idle:  # its last decision failed, and would again in the next episode
+            self._clocks.pop((item.policy, item.timing.clock)).close()
         if item.video:
-            seconds_taken = f"{result.control.simulated_s:.1f} s of simulated time"
-            ending = f"solved after {seconds_taken}" if result.success else f"not solved in {seconds_taken}"
-            write_video(item.video, frames, f"{self._env.instruction}: {ending}")
-        return EpisodeDone(result, clock.spec, self._env.renderer, seconds)
+            _film(item.video, frames, f"{self._env.instruction}: {_ending(result)}")
+        return done
 
     def close(self) -> None:
         for clock in self._clocks.values():
             clock.close()
         self._env.close()
+
+
+def _ending(result: EpisodeResult) -> str:
+    seconds = f"{result.control.simulated_s:.1f} s of simulated time"
+    return f"solved after {seconds}" if result.success else f"not solved in {seconds}"
+
+
+def _film(path: Path, frames: Sequence[np.ndarray], caption: str) -> None:
+    """Writes a film, or warns that it is missing: the episode was run all the same."""
+    try:
+        write_video(path, frames, caption)
+    except Exception as error:
+        LOGGER.warning("the film %s is missing: %s", path, _describe(error))
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _describe(error: Exception) -> str:

@@ -22,6 +22,9 @@ LOGGER = logging.getLogger(__name__)
 
 # An episode whose process dies, or that ends in an exception, is tried this often before it counts as an error.
 ATTEMPTS = 2
+# An episode that has not ended by then, in seconds, is given up as if its process had died: a simulator or a driver may
+# hang. Generous, since a large policy on a CPU needs some seconds for each of up to 520 decisions.
+EPISODE_LIMIT_S = 3600.0
 # How often policies are looked after while no episode ends, in seconds.
 _TURN_S = 0.2
 
@@ -32,6 +35,7 @@ class WorkerPool:
     hosts: the policies, by the numbers that items name. workers: processes. render: whether they draw.
     live: policies that share the workers at a time; while one runs out of episodes, the next is already brought up.
     render_devices: EGL devices that workers take turns on; none leaves the choice to MUJOCO_EGL_DEVICE_ID.
+    episode_limit_s: wall time of one episode, in seconds, after which its process is ended.
     """
 
     def __init__(
@@ -42,12 +46,14 @@ class WorkerPool:
         *,
         live: int = 1,
         render_devices: Sequence[int] = (),
+        episode_limit_s: float = EPISODE_LIMIT_S,
     ) -> None:
         for name, value in (("workers", workers), ("live", live)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._hosts = hosts
         self._live = live
+        self._episode_limit_s = episode_limit_s
         devices = render_devices or (None,)
         self._renderings = [Rendering(render, devices[number % len(devices)]) for number in range(workers)]
         self._running: list[EpisodeWorker] = []
@@ -82,8 +88,14 @@ class WorkerPool:
             if not busy and not (in_time and queue.policies()):
                 return
             heard = wait([worker.connection for worker in busy], _TURN_S)
-            for worker in [worker for worker in busy if worker.connection in heard]:
-                item, outcome = worker.collect()
+            for worker in busy:
+                outcome: Outcome
+                if worker.connection in heard:
+                    item, outcome = worker.collect()
+                elif time.monotonic() - worker.given_at > self._episode_limit_s:
+                    item, outcome = worker.abort(), EpisodeFailed(EndReason.PROCESS_DIED, self._overdue())
+                else:
+                    continue
                 attempts[item] += 1
                 if isinstance(outcome, EpisodeFailed) and attempts[item] < ATTEMPTS:
                     LOGGER.warning("%s task %d state %d again: %s", *_place(item), outcome.message)
@@ -97,6 +109,9 @@ class WorkerPool:
         for worker in self._running:
             if worker.item is None and (item := queue.take(worker.last, sorted(rota.sources), rota.share())):
                 worker.give(item, rota.sources[item.policy], frozenset(rota.sources))
+
+    def _overdue(self) -> str:
+        return f"no end within {self._episode_limit_s / 60:.3g} minutes; the worker process was ended"
 
     def _give_up(self, policy: int, message: str, queue: EpisodeQueue) -> Iterator[tuple[EpisodeItem, EpisodeFailed]]:
         """All that is left of a policy that is gone. Its workers would wait for it, so they are replaced."""

@@ -1,13 +1,15 @@
+import time
+
 import numpy as np
 import pytest
 
 from policy.fake import FakePolicy
 from policy.types import Action, DecodeTrace, Observation, PolicySpec
-from sim.clock import SimulatedClock
+from sim.clock import RealTimeClock, SimulatedClock
 from sim.episode import run_episode
 from sim.fake import STEP_LIMIT, FakeLiberoEnv
 from sim.protocol import Protocol
-from sim.waiting import simulator_action
+from sim.waiting import Waiting, simulator_action
 
 
 class Forward:
@@ -57,6 +59,32 @@ def test_a_camera_policy_is_not_run_blind():
     with pytest.raises(ValueError, match="render=True"):
         run_episode(blind, lock_step(FakePolicy()), 0)
     assert run_episode(blind, lock_step(Forward(privileged=True)), 0).success
+
+
+class Failing(Forward):
+    """Moves once and fails in the second decision, after the world has gone on for a while."""
+
+    def act(self, observation: Observation) -> Action:
+        if self.seen:
+            time.sleep(0.25)
+            raise TimeoutError("no reply")
+        return super().act(observation)
+
+
+def test_a_task_that_is_solved_stays_solved_whatever_becomes_of_the_next_decision(caplog):
+    clock = RealTimeClock(Failing)
+    result = run_episode(FakeLiberoEnv(0), clock, 0, waiting=Waiting(hold=1.0))  # solved by the action repeated
+    clock.close()
+    assert result.success
+    assert len(result.decision_ms) == 1
+    assert "no reply" in caplog.text
+
+
+def test_a_decision_that_failed_is_no_failure_of_the_policy():
+    clock = RealTimeClock(Failing)
+    with pytest.raises(TimeoutError, match="no reply"):
+        run_episode(FakeLiberoEnv(0, protocol=Protocol(step_limit=4)), clock, 20)
+    clock.close()
 
 
 @pytest.mark.parametrize(("openvla", "libero"), [(1.0, -1.0), (0.0, 1.0), (0.996, -1.0), (0.3, 1.0)])

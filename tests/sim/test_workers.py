@@ -1,4 +1,5 @@
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,8 @@ class TroubledPolicy(FakePolicy):
         if self._step == 2 and self._trouble and not self._mark.exists():
             if "once" in self._trouble:
                 self._mark.touch()
+            if "hangs" in self._trouble:
+                time.sleep(60)
             if "dies" in self._trouble:
                 os._exit(7)
             raise RuntimeError("the robot is on fire")
@@ -53,9 +56,9 @@ class Troubled:
         return TroubledPolicy(self.trouble if "near" in env.instruction else "", self.mark)
 
 
-def run(trouble: str, tmp_path: Path, tasks: tuple[int, ...] = (0,), states: int = 1, workers: int = 1):
+def run(trouble: str, tmp_path: Path, tasks: tuple[int, ...] = (0,), states: int = 1, workers: int = 1, **options):
     items = [EpisodeItem("fake", task, state) for task in tasks for state in range(states)]
-    with WorkerPool([StandingPolicy(Troubled(trouble, tmp_path / "mark"))], workers, render=True) as pool:
+    with WorkerPool([StandingPolicy(Troubled(trouble, tmp_path / "mark"))], workers, render=True, **options) as pool:
         return dict(pool.run(items))
 
 
@@ -71,6 +74,15 @@ def test_an_episode_is_repeated_after_one_accident(tmp_path, trouble):
     outcomes = run(trouble, tmp_path, states=2)
     assert (tmp_path / "mark").exists()
     assert all(isinstance(outcome, EpisodeDone) and outcome.result.success for outcome in outcomes.values())
+
+
+def test_an_episode_that_hangs_is_repeated_once_and_then_an_error_and_the_others_go_on(tmp_path, caplog):
+    failed, done = run("hangs", tmp_path, tasks=(0, 1), episode_limit_s=5.0).values()
+    assert isinstance(failed, EpisodeFailed)
+    assert failed.reason is EndReason.PROCESS_DIED
+    assert failed.message == "no end within 0.0833 minutes; the worker process was ended"
+    assert caplog.text.count("fake task 0 state 0 again: no end within") == 1
+    assert isinstance(done, EpisodeDone)
 
 
 def test_a_process_that_keeps_dying_is_an_error_and_the_others_go_on(tmp_path):
