@@ -5,6 +5,7 @@ Knows names of options and the errors that a user can do something about. Does n
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from bridge.errors import BridgeError
 from sim.episode_worker import WorkerSetupError
 from sim.served_checkpoint import ServedCheckpoint
 from sim.video import VideoUnavailableError
+
+LOGGER = logging.getLogger(__name__)
 
 
 def add_server_options(parser: ArgumentParser, checkpoint: str = "policy/pretrained/libero") -> None:
@@ -58,10 +61,18 @@ def served_checkpoint(chosen: Namespace) -> ServedCheckpoint:
 @contextmanager
 def plain_ending(doing: str, goes_on_from: Path) -> Iterator[None]:
     """Ends the process with a sentence where the user can help, and never without its servers and simulators."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by default child processes would go on
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # by default child processes would go on
     try:
         yield
     except KeyboardInterrupt:
         raise SystemExit(f"stopped; run the same command again to go on from {goes_on_from}") from None
+    except OSError as error:  # a full disk, a file that may not be written
+        LOGGER.debug("cannot %s", doing, exc_info=True)
+        what = f"{error.strerror or error} ({error.filename or goes_on_from})"
+        raise SystemExit(
+            f"cannot {doing}: {what}; mend that, then run the same command again to go on from {goes_on_from}"
+        ) from None
     except (ValueError, WorkerSetupError, VideoUnavailableError, BridgeError) as error:
         raise SystemExit(f"cannot {doing}: {error}") from None

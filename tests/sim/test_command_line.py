@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from sim.command_line import add_pool_options, add_server_options, plain_ending,
 from sim.episode_worker import WorkerSetupError
 
 RUNS = Path("runs")
+
+
+@pytest.fixture
+def handlers():
+    """Puts signal handlers back after the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_options_make_a_served_checkpoint():
@@ -32,28 +42,41 @@ def test_options_make_a_served_checkpoint():
         (KeyboardInterrupt(), "stopped; run the same command again to go on from runs"),
         (ValueError("no such suite"), "cannot look: no such suite"),
         (WorkerSetupError("no GL"), "cannot look: no GL"),
+        (
+            OSError(28, "No space left on device"),
+            r"cannot look: No space left on device \(runs\); mend that",
+        ),
+        (
+            PermissionError(13, "Permission denied", "runs/x"),
+            r"denied \(runs/x\); .* the same command again",
+        ),
+        (OSError("flush failed"), r"cannot look: flush failed \(runs\);"),
     ],
 )
-def test_a_command_ends_with_a_sentence(error, told):
+def test_a_command_ends_with_a_sentence(error, told, handlers):
     with pytest.raises(SystemExit, match=told), plain_ending("look", RUNS):
         raise error
 
 
-def test_a_command_that_is_terminated_still_ends_what_it_has_started():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_terminated_still_ends_what_it_has_started(number, handlers):
     ended = []
 
     def command() -> None:
         with plain_ending("look", RUNS):
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                signal.pause()
+                os.kill(os.getpid(), number)
+                time.sleep(5)
             finally:
                 ended.append("servers")
 
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit, match="143"):
-            command()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    signal.signal(number, lambda *_: None)
+    with pytest.raises(SystemExit, match=str(128 + number)):
+        command()
     assert ended == ["servers"]
+
+
+def test_a_command_under_nohup_goes_on_when_its_terminal_is_closed(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with plain_ending("look", RUNS):
+        os.kill(os.getpid(), signal.SIGHUP)
