@@ -21,7 +21,7 @@ _ERROR = re.compile(r"^.*(?:Error|error: |cannot ).*$", re.MULTILINE)
 
 
 class ServerProcess:
-    """Starts at once and is ready some seconds later.
+    """Starts at once and is ready some seconds later. Ends with the process that made it, even if that is killed.
 
     log: file for what the server says, made anew. arguments: of `scripts/serve_policy.py`, all but address and device.
     device: "auto", "cpu", "cuda" or "cuda:N"; the server sees no other GPU than that one, so it takes none of theirs.
@@ -32,9 +32,13 @@ class ServerProcess:
         self._endpoint = ""
         log.parent.mkdir(parents=True, exist_ok=True)
         device, environment = _alone(device)
-        command = [sys.executable, str(_SERVE), "--bind", "tcp://127.0.0.1:*", "--device", device, *arguments]
+        # -P: what lies in the current directory is not to be imported.
+        command = [sys.executable, "-P", "-m", "bridge.lifeline", str(_SERVE)]
+        command += ["--bind", "tcp://127.0.0.1:*", "--device", device, *arguments]
         with log.open("w") as stream:
-            self.process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=stream, stderr=subprocess.STDOUT, env=environment
+            )
 
     def endpoint(self) -> str:
         """Where it listens, "" before it is ready. Raises RuntimeError if it has ended before that."""
@@ -65,6 +69,8 @@ class ServerProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
 
 
 def _alone(device: str) -> tuple[str, dict[str, str]]:
