@@ -31,8 +31,9 @@ from sim.video import write_video
 
 LOGGER = logging.getLogger(__name__)
 
-# What a process gets to say goodbye to its policies, in seconds; one that hangs in its simulator is killed then.
-_PATIENCE_S = 2.0
+# Seconds that a process has to end before it is killed: in the middle of an episode, where it says goodbye to its
+# policies unless it hangs, and between two.
+_PATIENCE_S, _PATIENCE_IDLE_S = 2.0, 10.0
 
 
 class WorkerSetupError(RuntimeError):
@@ -91,7 +92,7 @@ class EpisodeWorker:
 
     def __init__(self, rendering: Rendering) -> None:
         self._rendering = rendering
-        self.given_at = 0.0
+        self.given_at = self._ends_by = 0.0
         self.item: EpisodeItem | None = None
         self.last: EpisodeItem | None = None
         self._start()
@@ -133,9 +134,9 @@ class EpisodeWorker:
     def abort(self) -> EpisodeItem:
         """Gives up the episode under way, in two seconds at most, and returns it."""
         assert self.item is not None
+        self.stop()
         item, self.item = self.item, None
-        self._process.terminate()
-        self._wait_or_kill(_PATIENCE_S)
+        self._wait_or_kill()
         self._replace()
         return item
 
@@ -145,6 +146,7 @@ class EpisodeWorker:
 
     def stop(self) -> None:
         """Asks the process to end: at once in the middle of an episode, else in its own time."""
+        self._ends_by = time.monotonic() + (_PATIENCE_IDLE_S if self.item is None else _PATIENCE_S)
         if self.item is not None:
             self._process.terminate()
         else:
@@ -153,11 +155,11 @@ class EpisodeWorker:
 
     def close(self) -> None:
         """Waits for the end of a process that was asked to."""
-        self._wait_or_kill(10.0)
+        self._wait_or_kill()
         self.connection.close()
 
-    def _wait_or_kill(self, seconds: float) -> None:
-        self._process.join(seconds)
+    def _wait_or_kill(self) -> None:
+        self._process.join(max(0.0, self._ends_by - time.monotonic()))
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

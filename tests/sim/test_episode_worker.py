@@ -122,9 +122,14 @@ def test_a_worker_that_is_ended_says_goodbye_to_its_server(worker, how):
         server.close()
 
 
-def test_a_worker_that_hangs_is_killed(worker, tmp_path):
+@pytest.mark.parametrize("how", ["abort", "close"])
+def test_a_worker_that_hangs_is_killed(worker, tmp_path, how):
     worker.give(EpisodeItem("fake", 0, 0), Hanging(tmp_path / "mark"), {0})
     wait_until((tmp_path / "mark").exists)
     started = time.monotonic()
-    worker.abort()
+    if how == "abort":
+        worker.abort()
+    else:
+        worker.stop()
+        worker.close()
     assert time.monotonic() - started < 5
