@@ -4,8 +4,8 @@
     python scripts/archive_records.py runs/box.jsonl docs/results/episodes/box-policy.jsonl.xz
     xzcat docs/results/episodes/box-policy.jsonl.xz > runs/box.jsonl    # the same evaluation goes on from there
 
-An archive holds the last record of every episode, without the latency of each single decision and with fractions to
-three places. `pandas.read_json(FILE, lines=True)` reads it as it is.
+An archive holds the last record of every episode with fractions to three places, and without the latency of each single
+decision where the world waited for it (lock-step). `pandas.read_json(FILE, lines=True)` reads it as it is.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from sim.command_line import add_pool_options, add_server_options, plain_ending,
 from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
 from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.protocol import Protocol
-from sim.records import Outcome
+from sim.records import Outcome, of_other_settings, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table
@@ -94,18 +94,27 @@ def main() -> None:
     if not records:
         raise SystemExit(f"{config.output} has no episodes yet; give more time")
     summaries = summarise(records)
-    first = records[0]
-    title = ", ".join((first.policy_id, f"{first.decoder} decoding", f"{first.clock} clock", *first.timing))
-    if first.privileged:
+    shared = conditions(records)
+    title = ", ".join(
+        (shared["policy"], f"{shared['decoder']} decoding", f"{shared['clock']} clock", *shared["timing"])
+    )
+    if shared["privileged"]:
         title += "; privileged: reads the simulator's state, no camera policy"
     console = Console()
     console.print(summary_table(summaries, title))
-    console.print(f"protocol: official, but {'; '.join(first.protocol_deviations)}")
+    console.print(f"protocol: official, but {'; '.join(shared['protocol_deviations'])}")
+    if others := of_other_settings(records, read_records(config.output)):
+        told = conditions(list(others.values()))
+        console.print(
+            f"not counted: {len(others)} of the same episodes in {config.output} with other settings "
+            f"({told['dtype']}; {told['image_path']} images; decoding {told['decoding_digest'] or 'plain'})"
+        )
     if errors := [record.error for record in records if record.outcome is Outcome.ERROR]:
         console.print(f"{len(errors)} errors, to be repeated by the same command; the last: {errors[-1]}")
     if chosen.summary:
-        shared = conditions(records)
-        write_result(chosen.summary, [summary.row() | shared for summary in summaries], headline(summaries))
+        of_suite = {suite: conditions([r for r in records if r.suite == suite]) for suite in config.suites}
+        rows = [summary.row() | of_suite[summary.suite] for summary in summaries]
+        write_result(chosen.summary, rows, headline(summaries))
 
 
 def timing_of(chosen: Namespace) -> Timing:

@@ -34,6 +34,7 @@ from sim.evaluation import EvaluationConfig, evaluate_all
 from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
 from sim.served_checkpoint import ServedCheckpoint
 from sim.suites import parse_numbers
+from sim.summary import conditions
 
 if TYPE_CHECKING:  # importing them takes torch, which the simulator processes, who import this file, can do without
     from policy.decoding.config import DecodingConfig
@@ -83,7 +84,7 @@ def main() -> None:
         measure([plain, *members], served, chosen, started + chosen.time_limit)
     statistics = select_statistics(load_statistics(served.directory), served.spec.unnorm_key)
     bin_sizes = ActionUnits.from_statistics(statistics, None).bin_sizes
-    report({PLAIN: [plain], **groups}, served.spec, bin_sizes, chosen, Console())
+    report({PLAIN: [plain], **groups}, served, bin_sizes, chosen, Console())
 
 
 def measure(configs: list[DecodingConfig], served: ServedCheckpoint, chosen: Namespace, deadline: float) -> None:
@@ -119,7 +120,7 @@ def file_of(decoding: str, chosen: Namespace) -> Path:
 
 def report(
     groups: dict[str, list[DecodingConfig]],
-    spec: PolicySpec,
+    served: ServedCheckpoint,
     bin_sizes: np.ndarray,
     chosen: Namespace,
     console: Console,
@@ -127,10 +128,14 @@ def report(
     """Write, plot and print what all runs so far have given, those of other groups included."""
     configs = {config.name: config for group in groups.values() for config in group}
     files = {name: file_of(name, chosen) for name in configs}
-    found = {name: newest_records(file, spec.checkpoint_hash) for name, file in files.items() if file.is_file()}
+    specs = {name: served.spec_of(config) for name, config in configs.items()}
+    found = {name: newest_records(file, specs[name]) for name, file in files.items() if file.is_file()}
     records = {name: own for name, own in found.items() if own}
     if not records:
-        raise SystemExit(f"{chosen.runs} has no episodes of these weights yet; give more time")
+        raise SystemExit(
+            f"{chosen.runs} has no episodes of this policy with these settings in {served.spec.dtype or 'any format'} "
+            f"yet; give more time, or the --dtype that those there have"
+        )
     rows = comparison_rows(records, PLAIN, bin_sizes)
     drawn = {group: [PLAIN, *(config.name for config in own)] for group, own in groups.items() if group != PLAIN}
     plot_passes_and_success(rows, drawn, chosen.output.with_suffix(".png"))
@@ -143,10 +148,9 @@ def report(
             console.print(f"{name}: {len(errors)} errors, to be repeated by the same command; the last: {errors[-1]}")
 
 
-def newest_records(file: Path, weights: str) -> list[EpisodeRecord]:
-    """The last record of every episode that these weights have run."""
-    newest = newest_by_key(read_records(file)).values()
-    return [record for record in newest if record.checkpoint_hash == weights]
+def newest_records(file: Path, spec: PolicySpec) -> list[EpisodeRecord]:
+    """The last record of every episode that this policy has run, with these settings as far as records tell them."""
+    return list(newest_by_key(record for record in read_records(file) if record.is_of(spec)).values())
 
 
 def settings_of(config: DecodingConfig) -> dict[str, Any]:
@@ -159,11 +163,8 @@ def settings_of(config: DecodingConfig) -> dict[str, Any]:
 
 def conditions_of(records: Sequence[EpisodeRecord]) -> dict[str, str]:
     """On what a decoding ran; errors know it only in part."""
-    valid = [record for record in records if record.outcome is not Outcome.ERROR]
-    return {
-        name: ", ".join(sorted({getattr(record, name) for record in valid}))
-        for name in ("device", "dtype", "checkpoint_hash")
-    }
+    shared = conditions(records)
+    return {name: shared[name] for name in ("device", "dtype", "decoding_digest", "checkpoint_hash")}
 
 
 def over_all_suites(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

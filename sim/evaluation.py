@@ -5,6 +5,7 @@ Knows how to turn an episode's outcome into a record. Does not know how success 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -23,11 +24,13 @@ from sim.environments import initial_state_count, task_instruction
 from sim.episode_queue import EpisodeItem
 from sim.episode_worker import EpisodeDone, EpisodeFailed
 from sim.policy_hosts import PolicyHost
-from sim.protocol import OFFICIAL, Protocol
-from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, newest_by_key
+from sim.protocol import OFFICIAL, Protocol, foreign_statistics
+from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, Settings, newest_of
 from sim.timing import LOCK_STEP, Timing
 from sim.video import require_encoder
 from sim.workers import WorkerPool
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ def evaluate_all(
     hosts = list({id(host): host for _, host in evaluations}.values())
     circumstances = _Circumstances.now()
     specs = [host.spec() for host in hosts]
+    _warn_of_statistics([config for config, _ in evaluations], specs)
     numbers = {id(host): number for number, host in enumerate(hosts)}
     runs = [_Run(config, numbers[id(host)], specs[numbers[id(host)]], circumstances) for config, host in evaluations]
     keys = [run.key(item) for run in runs for item in run.items]
@@ -145,9 +149,12 @@ class _Run:
 
     def missing(self) -> list[EpisodeItem]:
         """Episodes without a record, or with one of an error."""
-        newest = newest_by_key(self._log.records)
-        known = {key for key, record in newest.items() if record.outcome is not Outcome.ERROR}
-        return [item for item in self.items if self.key(item) not in known]
+        newest = self._newest()
+        return [
+            item
+            for item in self.items
+            if (found := newest.get(self.key(item))) is None or found.outcome is Outcome.ERROR
+        ]
 
     def finish(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
         """Records an episode that has just ended."""
@@ -157,8 +164,10 @@ class _Run:
 
     def newest(self) -> list[EpisodeRecord]:
         """The newest record of every episode that was ever run."""
-        newest = newest_by_key(self._log.records)
-        return [newest[key] for item in self.items if (key := self.key(item)) in newest]
+        return list(self._newest().values())
+
+    def _newest(self) -> dict[EpisodeKey, EpisodeRecord]:
+        return newest_of(map(self.key, self.items), self._log.records)
 
 
 def _check_exist(configs: Sequence[EvaluationConfig]) -> None:
@@ -174,6 +183,19 @@ def _check_exist(configs: Sequence[EvaluationConfig]) -> None:
         last = initial_state_count(suite, task) - 1
         if state > last:
             raise ValueError(f"{suite} task {task} has no initial state {state}; choose 0 to {last}")
+
+
+def _warn_of_statistics(configs: Sequence[EvaluationConfig], specs: Sequence[PolicySpec]) -> None:
+    """A checkpoint that was fine-tuned on one suite acts in the others, too, but in the wrong units."""
+    suites = dict.fromkeys(suite for config in configs for suite in config.suites)
+    for key in dict.fromkeys(spec.unnorm_key for spec in specs):
+        if foreign := [suite for suite in suites if foreign_statistics(key, suite)]:
+            LOGGER.warning(
+                "the policy scales its actions by statistics of %s, so that success in %s is not by the official "
+                "protocol; give a checkpoint or an unnorm_key of that suite",
+                key,
+                ", ".join(foreign),
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,23 +223,29 @@ class _Recorder:
 
     def key(self, item: EpisodeItem) -> EpisodeKey:
         """What the record of this episode will be found by."""
-        return EpisodeKey(item.suite, item.task, item.init_state, *_identity(self._spec), *self._timing)
+        names, settings = _identity(self._spec)
+        return EpisodeKey(item.suite, item.task, item.init_state, *names, *self._timing, settings)
 
     def record(self, item: EpisodeItem, outcome: EpisodeDone | EpisodeFailed) -> EpisodeRecord:
         """The record of an episode that has just ended. Raises ValueError if another policy has acted in it."""
         done = outcome if isinstance(outcome, EpisodeDone) else None
         spec = done.spec if done else self._spec
-        if _identity(spec) != _identity(self._spec):
+        (names, settings), (wanted_names, wanted_settings) = _identity(spec), _identity(self._spec)
+        if names != wanted_names or not settings.agrees(wanted_settings):
             raise ValueError(f"the policy is {_identity(spec)}, but was to be {_identity(self._spec)}")
         result = done.result if done else None
         decision_ms, traces = (result.decision_ms, result.traces) if result else ((), ())
         policy_versions = {f"policy:{name}": version for name, version in spec.versions.items()}
+        told = {name: value for name, value in self.key(item)._asdict().items() if name != "settings"}
         return EpisodeRecord(
-            **self.key(item)._asdict(),
+            **told,
             instruction=task_instruction(item.suite, item.task),
             seed=self._protocol.simulator_seed,
             device=spec.device,
             dtype=spec.dtype,
+            decoding_digest=spec.decoding_digest,
+            image_path=spec.image_path,
+            prompt_template=spec.prompt_template,
             privileged=spec.privileged,
             renderer=done.renderer if done else "",
             versions=self._circumstances.versions | policy_versions,
@@ -234,13 +262,13 @@ class _Recorder:
             hardware=self._circumstances.hardware,
             command=self._circumstances.command,
             seconds=done.seconds if done else 0.0,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            finished_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
 
 
-def _identity(spec: PolicySpec) -> tuple[str, str, str, str]:
+def _identity(spec: PolicySpec) -> tuple[tuple[str, str, str, str], Settings]:
     """What records tell policies apart by."""
-    return spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder
+    return (spec.policy_id, spec.checkpoint_hash, spec.unnorm_key, spec.decoder), Settings.of(spec)
 
 
 def _outcome(outcome: EpisodeDone | EpisodeFailed) -> Outcome:

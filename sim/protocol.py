@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from sim.suites import STEP_LIMITS
+
 # Rate of LIBERO's demonstrations, and so of the policies trained on them.
 CONTROL_HZ = 20
 # Ticks are whole numbers of physics steps of 2 ms, and long enough to take a picture in.
@@ -15,7 +17,9 @@ CONTROL_RATES = (CONTROL_HZ, 100)
 SETTLE_ACTION = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 
 # The one deviation that is always there. OpenVLA's script seeds once per task, so where the fixtures stand (up to 2 cm)
-# depends on how many resets came before; here an episode is the same run alone, resumed or on another worker.
+# depends on how many resets came before; here the world of an episode is the same run alone, resumed or on another
+# worker. So are the actions of plain decoding and of the rule `exact`, up to rounding on a GPU; those of tolerant rules
+# also depend on what their drafters, which all clients of a server share, have seen before (docs/latency.md).
 SEEDED_EVERY_EPISODE = "simulator seeded before every episode (official: once per task)"
 
 
@@ -70,3 +74,15 @@ class Protocol:
 
 
 OFFICIAL = Protocol()
+
+
+def foreign_statistics(unnorm_key: str, suite: str) -> tuple[str, ...]:
+    """A deviation where actions are scaled by the statistics of another suite of LIBERO than the one that is run.
+
+    The official script takes the suite's own. Statistics of other data, such as several suites together ("libero"),
+    belong to no suite, and variants of a suite (LIBERO-PRO) are that suite here.
+    """
+    trained = unnorm_key.removesuffix("_no_noops")
+    if trained not in STEP_LIMITS or suite == trained or suite.startswith(f"{trained}_"):
+        return ()
+    return (f"actions scaled by statistics of {trained} (official: the suite's)",)

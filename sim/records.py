@@ -17,11 +17,14 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from policy.types import PolicySpec
 from sim.control_statistics import ControlStatistics
 from sim.decoding_statistics import DecodingStatistics
+from sim.protocol import foreign_statistics
 
 FORMAT = 1
 ARCHIVED = ".xz"
+LOCK_STEP = "lock-step"
 
 
 class Outcome(StrEnum):
@@ -41,8 +44,37 @@ class EndReason(StrEnum):
     PROCESS_DIED = "process_died"
 
 
+class Settings(NamedTuple):
+    """How a policy was run, beyond its names. None stands for what is not told, and goes with anything: a record of
+    before there was such a field, or a policy that is not up yet.
+    """
+
+    dtype: str | None = None
+    decoding_digest: str | None = None
+    image_path: str | None = None
+    prompt_template: str | None = None
+
+    @classmethod
+    def of(cls, told: PolicySpec | EpisodeRecord) -> Settings:
+        """Empty text tells nothing, but for the digest, where it means plain decoding."""
+        return cls(told.dtype or None, told.decoding_digest, told.image_path or None, told.prompt_template or None)
+
+    @property
+    def told(self) -> int:
+        """How many of them are known."""
+        return sum(value is not None for value in self)
+
+    def agrees(self, other: Settings) -> bool:
+        """Whether nothing that both tell differs."""
+        return all(None in pair or pair[0] == pair[1] for pair in zip(self, other, strict=True))
+
+    def joined(self, other: Settings) -> Settings:
+        """What either tells; for settings that agree."""
+        return Settings(*(theirs if own is None else own for own, theirs in zip(self, other, strict=True)))
+
+
 class EpisodeKey(NamedTuple):
-    """What makes two episodes the same measurement."""
+    """What makes two episodes the same measurement; see `matches`."""
 
     suite: str
     task: int
@@ -54,6 +86,16 @@ class EpisodeKey(NamedTuple):
     clock: str
     protocol_deviations: tuple[str, ...]
     timing: tuple[str, ...] = ()
+    settings: Settings = Settings()
+
+    @property
+    def place(self) -> EpisodeKey:
+        """What every record tells: all but the settings."""
+        return self._replace(settings=Settings())
+
+    def matches(self, other: EpisodeKey) -> bool:
+        """Whether these are the same measurement, as far as is told of both."""
+        return self.place == other.place and self.settings.agrees(other.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +120,9 @@ class EpisodeRecord:
 
     suite, task, init_state: which; task and initial state are numbers from 0. instruction: what the robot was told.
     seed: the simulator's seed at the reset.
-    policy_id, checkpoint_hash, unnorm_key, decoder, device, dtype, privileged: from the policy's PolicySpec.
+    policy_id, checkpoint_hash, unnorm_key, decoder, device, dtype, privileged: from the policy's PolicySpec; device and
+        dtype are "" in errors of a policy that never came up.
+    decoding_digest, image_path, prompt_template: from there, too; None, "" and "" in old files.
     clock: how simulated and real time go together: "lock-step", "charged" or "real-time". timing: its other conditions,
         e.g. "latency 150 ms"; empty on the lock-step clock.
     protocol_deviations: what differs from the official protocol. renderer: the GL renderer, "none" where not rendered.
@@ -90,7 +134,7 @@ class EpisodeRecord:
     decoding: how the actions came about; None for policies that decode no tokens, after an error and in old files.
     control: how fresh actions were and how the arm moved; None after an error and in old files.
     decision_ms: latency of every decision as the world has seen it, the one included that the end came before; a trace
-        that another run can be charged with. Empty after an error and in old files.
+        that another run can be charged with. Empty after an error, in old files and in archives of the lock-step clock.
     hardware, command: on what it ran and how to run it again; empty in old files.
     """
 
@@ -125,6 +169,9 @@ class EpisodeRecord:
     decision_ms: tuple[float, ...] = ()
     hardware: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    decoding_digest: str | None = None
+    image_path: str = ""
+    prompt_template: str = ""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -136,7 +183,19 @@ class EpisodeRecord:
     @property
     def key(self) -> EpisodeKey:
         """What a resumed run compares."""
-        return EpisodeKey(*(getattr(self, name) for name in EpisodeKey._fields))
+        told = (getattr(self, name) for name in EpisodeKey._fields[:-1])
+        return EpisodeKey._make((*told, Settings.of(self)))
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """What differs from the official evaluation: in the protocol, and in the statistics that scale the actions."""
+        return self.protocol_deviations + foreign_statistics(self.unnorm_key, self.suite)
+
+    def is_of(self, spec: PolicySpec) -> bool:
+        """Whether this policy ran it, as far as is told of both; device and versions do not count."""
+        names = ("policy_id", "checkpoint_hash", "unnorm_key", "decoder")
+        same = all(getattr(self, name) == getattr(spec, name) for name in names)
+        return same and Settings.of(self).agrees(Settings.of(spec))
 
 
 class EpisodeLog:
@@ -178,12 +237,14 @@ def read_records(path: Path) -> list[EpisodeRecord]:
 
 
 def write_archive(path: Path, records: Iterable[EpisodeRecord]) -> int:
-    """Keep episodes for good in a fiftieth of the space: every episode's last record without the latency of each single
-    decision, fractions to three places, compressed. Returns how many. Raises ValueError for a name not ending in .xz.
+    """Keep episodes for good in a fiftieth of the space: every episode's last record, fractions to three places,
+    compressed. The latency of each single decision is left out where the world waited for it; elsewhere it is what the
+    episode was about. Returns how many. Raises ValueError for a name not ending in .xz.
     """
     if path.suffix != ARCHIVED:
         raise ValueError(f"an archive's name ends in {ARCHIVED}, {path.name} does not; call it {path.name}{ARCHIVED}")
-    kept = [replace(record, decision_ms=()) for record in newest_by_key(records).values()]
+    newest = newest_by_key(records).values()
+    kept = [replace(record, decision_ms=()) if record.clock == LOCK_STEP else record for record in newest]
     lines = b"".join(msgspec.json.encode(_rounded(msgspec.to_builtins(record))) + b"\n" for record in kept)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -193,8 +254,57 @@ def write_archive(path: Path, records: Iterable[EpisodeRecord]) -> int:
 
 
 def newest_by_key(records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
-    """The last record of every episode; an error that was repeated with success is thus forgotten."""
-    return {record.key: record for record in records}
+    """The last record of every episode. Of records whose keys match, an error gives way to what the episode came to,
+    and one that tells less of its settings to one that tells more.
+    """
+    found: dict[EpisodeKey, list[EpisodeRecord]] = {}
+    for record in records:
+        others = found.setdefault(record.key.place, [])
+        same = [other for other in others if other.key.settings.agrees(record.key.settings)]
+        if all(_weight(other) <= _weight(record) for other in same):
+            others[:] = [*(other for other in others if other not in same), record]
+    return {record.key: record for own in found.values() for record in own}
+
+
+def newest_of(keys: Iterable[EpisodeKey], records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
+    """The last record of each of these episodes that has one; errors only where there is nothing else."""
+    found: dict[EpisodeKey, list[EpisodeRecord]] = {}
+    for record in newest_by_key(records).values():
+        found.setdefault(record.key.place, []).append(record)
+    matching = {key: [own for own in found.get(key.place, ()) if own.key.matches(key)] for key in keys}
+    return {key: sorted(own, key=_is_valid)[-1] for key, own in matching.items() if own}
+
+
+def of_other_settings(
+    records: Iterable[EpisodeRecord], everything: Iterable[EpisodeRecord]
+) -> dict[EpisodeKey, EpisodeRecord]:
+    """What of everything differs from these records in the settings alone, and so does not count with them."""
+    known = {record.key for record in records}
+    places = {key.place for key in known}
+    newest = newest_by_key(everything)
+    return {key: record for key, record in newest.items() if key not in known and key.place in places}
+
+
+def by_settings(records: Iterable[EpisodeRecord]) -> list[list[EpisodeRecord]]:
+    """Records apart by their settings. Those that do not tell theirs go to the first ones that they agree with."""
+    groups: list[tuple[Settings, list[EpisodeRecord]]] = []
+    for record in sorted(records, key=lambda record: -record.key.settings.told):
+        own = record.key.settings
+        for number, (settings, group) in enumerate(groups):
+            if settings.agrees(own):
+                groups[number] = settings.joined(own), [*group, record]
+                break
+        else:
+            groups.append((own, [record]))
+    return [group for _, group in groups]
+
+
+def _is_valid(record: EpisodeRecord) -> bool:
+    return record.outcome is not Outcome.ERROR
+
+
+def _weight(record: EpisodeRecord) -> tuple[bool, int]:
+    return _is_valid(record), record.key.settings.told
 
 
 def _rounded(value: Any) -> Any:

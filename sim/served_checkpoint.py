@@ -22,7 +22,8 @@ _MOST_CLIENTS = 64  # answered in one forward pass; as many simulators as one re
 
 @dataclass(frozen=True, slots=True)
 class ServedCheckpoint:
-    """spec: what all its servers have in common, as far as records are found by it. directory: of the weights.
+    """spec: what all its servers have in common, as far as records are found by it; its dtype is that of a server
+    without acceleration, "" where servers on different devices would choose differently. directory: of the weights.
 
     dtype, capture, acceleration: options of the servers. devices: where they run.
     """
@@ -47,11 +48,31 @@ class ServedCheckpoint:
     ) -> ServedCheckpoint:
         """A directory or a hub id, and whose statistics scale the actions. Raises ValueError where there is none."""
         from policy.openvla.checkpoint import checkpoint_hash, locate_checkpoint
+        from policy.openvla.images import resolve_image_path
+        from policy.openvla.prompt import Prompter
 
         directory = locate_checkpoint(checkpoint)
         key = resolve_unnorm_key(load_statistics(directory), unnorm_key)
-        spec = PolicySpec(checkpoint, checkpoint_hash(directory), key, device="", dtype="")
+        spec = PolicySpec(
+            checkpoint,
+            checkpoint_hash(directory),
+            key,
+            image_path=resolve_image_path("auto", key),
+            prompt_template=Prompter(directory).template,
+            device="",
+            dtype=_dtype(dtype, devices),
+        )
         return cls(spec, directory, Devices(devices), dtype, capture, acceleration)
+
+    def spec_of(self, decoding: DecodingConfig, acceleration: str = "") -> PolicySpec:
+        """What a server of one decoding will be, all but its device. acceleration: instead of that of all servers."""
+        from policy.acceleration.plan import preset
+
+        name, dtype = acceleration or self.acceleration, self.spec.dtype
+        precision = "full" if name == "auto" else preset(name).precision
+        if dtype and precision != "full":
+            dtype = f"{dtype}, {precision} layers"
+        return replace(self.spec, decoder=decoding.name, decoding_digest=decoding.digest, dtype=dtype)
 
     def host(self, decoding: DecodingConfig, file: Path, acceleration: str = "") -> ServerHost:
         """A server of one decoding.
@@ -71,8 +92,7 @@ class ServedCheckpoint:
             "decoding": write_decoding(decoding, Path(f"{file}.yaml")),
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
-        spec = replace(self.spec, decoder=decoding.name)
-        return ServerHost(spec, arguments, self.devices, Path(f"{file}.log"))
+        return ServerHost(self.spec_of(decoding, acceleration), arguments, self.devices, Path(f"{file}.log"))
 
     def hosts(self, count: int, decoding: DecodingConfig, file: Path, acceleration: str = "") -> list[ServerHost]:
         """Several servers of one decoding, which share what is to be done; the files of others than the first have
@@ -80,3 +100,19 @@ class ServedCheckpoint:
         """
         names = [str(file), *(f"{file}-{number}" for number in range(2, count + 1))]
         return [self.host(decoding, Path(name), acceleration) for name in names]
+
+
+def _dtype(name: str, devices: Sequence[str]) -> str:
+    """The number format that servers on these devices will choose; "" where that is not one. The devices themselves are
+    left alone, which a process that only makes a report of episodes may not even have.
+    """
+    import torch
+
+    from policy.hardware import choose_device, choose_dtype
+
+    try:
+        places = [choose_device() if device == "auto" else torch.device(device) for device in devices]
+    except RuntimeError:  # no device at all, which the server will say
+        return ""
+    chosen = {str(choose_dtype(name, place)).removeprefix("torch.") for place in places}
+    return chosen.pop() if len(chosen) == 1 else ""

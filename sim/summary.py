@@ -100,19 +100,30 @@ def headline(summaries: Iterable[Summary]) -> dict[str, float | int | None]:
 
 
 def conditions(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """Under what the episodes of one evaluation were run, to stand in each row of its result."""
-    first = records[0]
+    """Under what the episodes of one evaluation were run, to stand in each row of its result: all that there was, where
+    it was not the same for all. An error of a policy that never came up tells neither device nor number format.
+    """
+
+    def told(name: str) -> str:
+        return "; ".join(sorted({value for record in records if (value := getattr(record, name))}))
+
+    def listed(values: Iterable[tuple[str, ...]]) -> list[str]:
+        return list(dict.fromkeys(text for value in values for text in value))
+
     return {
-        "policy": first.policy_id,
-        "privileged": first.privileged,
-        "checkpoint_hash": first.checkpoint_hash,
-        "decoder": first.decoder,
-        "device": first.device,
-        "dtype": first.dtype,
-        "clock": first.clock,
-        "timing": list(first.timing),
-        "renderer": ", ".join(sorted({record.renderer for record in records if record.renderer})),
-        "protocol_deviations": list(first.protocol_deviations),
+        "policy": told("policy_id"),
+        "privileged": any(record.privileged for record in records),
+        "checkpoint_hash": told("checkpoint_hash"),
+        "unnorm_key": told("unnorm_key"),
+        "decoder": told("decoder"),
+        "decoding_digest": told("decoding_digest"),
+        "device": told("device"),
+        "dtype": told("dtype"),
+        "image_path": told("image_path"),
+        "clock": told("clock"),
+        "timing": listed(record.timing for record in records),
+        "renderer": told("renderer"),
+        "protocol_deviations": listed(record.deviations for record in records),
     }
 
 

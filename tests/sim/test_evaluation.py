@@ -1,9 +1,12 @@
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from policy.fake import FakePolicy
+from policy.results import REPOSITORY
 from policy.types import Action, ActionPolicy, Observation, PolicySpec
 from sim import evaluation
 from sim.environments import World
@@ -12,7 +15,7 @@ from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
 from sim.latency import parse_latencies, trace_of
 from sim.policy_hosts import StandingPolicy
 from sim.protocol import Protocol
-from sim.records import EndReason, EpisodeRecord, Outcome, read_records
+from sim.records import EndReason, EpisodeLog, EpisodeRecord, Outcome, read_records
 from sim.sources import PolicySource, RemotePolicy, ScriptedExpert
 from sim.statistics import SuccessRate
 from sim.suites import UnknownSuiteError
@@ -38,9 +41,21 @@ class ForwardSource:
 
     folder: Path
     checkpoint_hash: str = "abc"
+    decoding_digest: str = ""
+    dtype: str = "float32"
+    unnorm_key: str = ""
+    prompt: str = "do {instruction}"
 
     def spec(self) -> PolicySpec:
-        return PolicySpec("forward", checkpoint_hash=self.checkpoint_hash, versions={"torch": "9"})
+        return PolicySpec(
+            "forward",
+            checkpoint_hash=self.checkpoint_hash,
+            unnorm_key=self.unnorm_key,
+            prompt_template=self.prompt,
+            dtype=self.dtype,
+            versions={"torch": "9"},
+            decoding_digest=self.decoding_digest,
+        )
 
     def open(self, env: World) -> ActionPolicy:
         policy = Forward()
@@ -74,6 +89,8 @@ def test_an_evaluation_leaves_a_complete_record(tmp_path):
     assert solved.versions["policy:torch"] == "9"
     assert "numpy" in solved.versions
     assert solved.latency is not None
+    assert (solved.decoding_digest, solved.image_path, solved.prompt_template) == ("", "libero", "do {instruction}")
+    assert re.fullmatch(r".*:\d\d\.\d{3}\+00:00", solved.finished_at)
     assert sorted(read_records(tmp_path / "x.jsonl"), key=lambda r: r.key) == records
 
 
@@ -83,6 +100,99 @@ def test_what_is_there_is_not_run_again(tmp_path):
     assert len(read_records(tmp_path / "x.jsonl")) == 4
     evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path, "other weights"))
     assert len(read_records(tmp_path / "x.jsonl")) == 6
+
+
+@pytest.mark.parametrize(
+    "changed", [{"decoding_digest": "d1"}, {"dtype": "float32, fp8 layers"}, {"prompt": "please {instruction}"}]
+)
+def test_episodes_of_other_settings_do_not_count(tmp_path, changed):
+    first = evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path))
+    other = evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path, **changed))
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+    assert not {record.finished_at for record in first} & {record.finished_at for record in other}
+    assert conditions(other)["dtype"] == changed.get("dtype", "float32")
+    assert evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path)) == first
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+
+
+def without_settings(file: Path) -> None:
+    """Leaves what records told before they told of settings."""
+    new = ("decoding_digest", "image_path", "prompt_template")
+    lines = [msgspec.json.decode(line) for line in file.read_bytes().splitlines()]
+    kept = [{name: value for name, value in line.items() if name not in new} for line in lines]
+    file.write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in kept))
+
+
+def test_records_of_before_there_were_settings_are_gone_on_with(tmp_path):
+    tuned = ForwardSource(tmp_path, decoding_digest="d1")
+    evaluate_one(config(tmp_path, tasks=(0,)), tuned)
+    without_settings(tmp_path / "x.jsonl")
+    old = read_records(tmp_path / "x.jsonl")
+    assert [record.decoding_digest for record in old] == [None, None]
+    found = evaluate_one(config(tmp_path), tuned)
+    assert found[:2] == old
+    assert [record.decoding_digest for record in found[2:]] == ["d1", "d1"]
+    assert len(read_records(tmp_path / "x.jsonl")) == 4
+    evaluate_one(config(tmp_path, tasks=(0,)), replace(tuned, dtype="bfloat16"))  # which old ones tell, too
+    assert len(read_records(tmp_path / "x.jsonl")) == 6
+
+
+def test_archived_episodes_are_taken_as_done(tmp_path):
+    """`measure_speculation.py` goes on from them: hours of GPU time."""
+    archive = REPOSITORY / "docs" / "results" / "episodes" / "speculation" / "exact.jsonl.xz"
+    log = EpisodeLog(tmp_path / "exact.jsonl")
+    for record in read_records(archive):
+        if record.suite == "libero_10" and record.task < 2 and record.init_state < 3:
+            log.append(replace(record, suite="fake"))
+    first = log.records[0]
+
+    class Source(ForwardSource):
+        def spec(self) -> PolicySpec:
+            told = {name: getattr(first, name) for name in ("policy_id", "checkpoint_hash", "unnorm_key", "decoder")}
+            return PolicySpec(**told, dtype="bfloat16", decoding_digest="0123456789ab", prompt_template="x")
+
+    chosen = config(tmp_path, output=log.path, init_states=(0, 1, 2))
+    assert evaluate_one(chosen, Source(tmp_path)) == sorted(log.records, key=lambda record: record.key)
+    assert len(read_records(log.path)) == 6
+
+
+def test_a_policy_that_turns_out_to_be_another_is_not_recorded(tmp_path):
+    class Changing(StandingPolicy):
+        def spec(self) -> PolicySpec:
+            return replace(super().spec(), dtype="bfloat16")
+
+    with pytest.raises(ValueError, match=r"the policy is .*float32.* was to be .*bfloat16"):
+        evaluate_all([(config(tmp_path), Changing(ForwardSource(tmp_path)))], progress=False)
+
+
+def test_a_policy_may_tell_its_number_format_when_it_is_up(tmp_path):
+    class Silent(StandingPolicy):
+        def spec(self) -> PolicySpec:
+            return replace(super().spec(), dtype="", device="", prompt_template="")
+
+    for _ in range(2):
+        (found,) = evaluate_all([(config(tmp_path, tasks=(0,)), Silent(ForwardSource(tmp_path)))], progress=False)
+    assert [(record.dtype, record.prompt_template) for record in found] == [("float32", "do {instruction}")] * 2
+    assert len(read_records(tmp_path / "x.jsonl")) == 2
+
+
+def test_conditions_tell_all_there_was(tmp_path):
+    first, second = evaluate_one(config(tmp_path, tasks=(0,)), ForwardSource(tmp_path))
+    unborn = replace(first, outcome=Outcome.ERROR, end_reason=EndReason.EXCEPTION, device="", dtype="")
+    shared = conditions([unborn, replace(first, dtype="bfloat16, fp8 layers", device="cuda:0"), second])
+    assert (shared["dtype"], shared["device"]) == ("bfloat16, fp8 layers; float32", "cpu; cuda:0")
+    assert conditions([unborn, second])["dtype"] == "float32"
+    spatial = replace(first, suite="libero_object", unnorm_key="libero_spatial")
+    assert any("statistics of libero_spatial" in text for text in conditions([spatial])["protocol_deviations"])
+
+
+def test_statistics_of_another_suite_are_warned_of(tmp_path, caplog):
+    chosen = replace(config(tmp_path, time_limit=1e-9), suites=("libero_spatial", "libero_object"))
+    evaluate_one(chosen, ForwardSource(tmp_path, unnorm_key="libero_spatial_no_noops"))
+    assert "statistics of libero_spatial_no_noops, so that success in libero_object is not" in caplog.text
+    caplog.clear()
+    evaluate_one(chosen, ForwardSource(tmp_path, unnorm_key="libero"))
+    assert caplog.text == ""
 
 
 def test_errors_are_no_failures_and_are_repeated_by_the_next_run(tmp_path):

@@ -8,23 +8,33 @@ from dataclasses import replace
 from test_decoding_statistics import FAST, PLAIN
 from test_records import ERROR, RECORD
 
-from policy.openvla.checkpoint import checkpoint_hash
+from policy.decoding.config import DecodingConfig
 from policy.results import REPOSITORY
 from sim.decoding_statistics import DecodingStatistics
 from sim.records import EpisodeLog
+from sim.served_checkpoint import ServedCheckpoint
 
 BOX = REPOSITORY / "policy" / "pretrained" / "libero"
 
 
+def served(decoding: str) -> dict[str, str]:
+    """What records tell of the policy in the box, decoded so on this machine."""
+    spec = ServedCheckpoint.locate(str(BOX), None, ["auto"]).spec_of(DecodingConfig.load(decoding))
+    names = ("policy_id", "checkpoint_hash", "unnorm_key", "decoder", "decoding_digest", "dtype")
+    return {name: getattr(spec, name) for name in names}
+
+
 def test_a_report_without_time_to_run_anything(tmp_path):
-    weights = checkpoint_hash(BOX)
-    plain, fast, other = (EpisodeLog(tmp_path / f"{name}.jsonl") for name in ("autoregressive", "exact", "corrected"))
-    for state in range(3):
-        for log, trace in ((plain, PLAIN), (fast, FAST)):
-            decoding = DecodingStatistics.of([trace] * 10)
-            log.append(replace(RECORD, init_state=state, checkpoint_hash=weights, decoding=decoding))
-    fast.append(replace(ERROR, init_state=3, checkpoint_hash=weights, device="", error="the server died"))
-    other.append(replace(RECORD, checkpoint_hash="other weights"))
+    logs = {name: EpisodeLog(tmp_path / f"{name}.jsonl") for name in ("autoregressive", "exact", "corrected")}
+    for name, trace in (("autoregressive", PLAIN), ("exact", FAST)):
+        decoding, own = DecodingStatistics.of([trace] * 10), served(name)
+        for state in range(3):
+            logs[name].append(replace(RECORD, **own, init_state=state, decoding=decoding))
+            logs[name].append(replace(RECORD, **own | {"decoding_digest": "of other settings"}, init_state=state))
+    untold = served("exact") | {"dtype": ""}
+    logs["exact"].append(replace(ERROR, **untold, init_state=3, device="", error="the server died"))
+    logs["corrected"].append(replace(RECORD, **served("corrected") | {"checkpoint_hash": "other weights"}))
+    logs["corrected"].append(replace(RECORD, **served("corrected") | {"dtype": "bfloat16, fp8 layers"}))
     script = [sys.executable, "scripts/measure_speculation.py", "--checkpoint", str(BOX), "--time-limit", "0"]
     finished = subprocess.run(
         [*script, "--runs", str(tmp_path), "--output", str(tmp_path / "result.json")],
@@ -45,11 +55,10 @@ def test_a_report_without_time_to_run_anything(tmp_path):
 
 
 def test_decodings_of_ones_own_choice_are_quoted_one_by_one(tmp_path):
-    weights = checkpoint_hash(BOX)
     for name, trace, milliseconds in (("autoregressive", PLAIN, 30.0), ("default", FAST, 12.0)):
         log = EpisodeLog(tmp_path / f"{name}.jsonl")
         decoding, told = DecodingStatistics.of([trace] * 10), (milliseconds,) * 10
-        log.append(replace(RECORD, checkpoint_hash=weights, decoding=decoding, decision_ms=told))
+        log.append(replace(RECORD, **served(name), decoding=decoding, decision_ms=told))
     script = [sys.executable, "scripts/measure_speculation.py", "--checkpoint", str(BOX), "--time-limit", "0"]
     files = ["--runs", str(tmp_path), "--output", str(tmp_path / "result.json")]
     finished = subprocess.run(

@@ -7,13 +7,17 @@ import msgspec
 import pytest
 
 from policy.results import REPOSITORY
+from policy.types import PolicySpec
 from sim.records import (
     EndReason,
     EpisodeLog,
     EpisodeRecord,
     Latency,
     Outcome,
+    by_settings,
     newest_by_key,
+    newest_of,
+    of_other_settings,
     read_records,
     write_archive,
 )
@@ -107,6 +111,58 @@ def test_other_conditions_are_other_episodes():
     assert len(newest_by_key([RECORD, *charged])) == 3
 
 
+NEW = replace(RECORD, decoding_digest="aaa", image_path="libero", prompt_template="do {instruction}")
+OTHER_SETTINGS = [
+    {"dtype": "float32, fp8 layers"},
+    {"decoding_digest": ""},
+    {"image_path": "processor"},
+    {"prompt_template": "please {instruction}"},
+]
+
+
+@pytest.mark.parametrize("changed", OTHER_SETTINGS)
+def test_other_settings_are_other_episodes(changed):
+    other = replace(NEW, **changed)
+    assert list(newest_by_key([NEW, other]).values()) == [NEW, other]
+    assert newest_of([other.key], [NEW]) == {}
+    assert newest_of([NEW.key], [NEW, other]) == {NEW.key: NEW}
+    assert of_other_settings([NEW], [NEW, other, replace(other, init_state=8), RECORD]) == {other.key: other}
+    assert by_settings([NEW, other, replace(NEW, init_state=8)]) == [[NEW, replace(NEW, init_state=8)], [other]]
+
+
+def test_a_setting_that_a_record_does_not_tell_goes_with_any():
+    assert newest_of([NEW.key], [RECORD]) == {NEW.key: RECORD}
+    assert list(newest_by_key([RECORD, NEW, RECORD]).values()) == [NEW]
+    other = replace(NEW, decoding_digest="bbb")
+    assert list(newest_by_key([NEW, other, RECORD]).values()) == [NEW, other]
+    assert by_settings([RECORD, other]) == [[other, RECORD]]
+    assert newest_of([NEW.key], [replace(RECORD, dtype="bfloat16")]) == {}  # which it does tell
+
+
+def test_an_error_gives_way_although_it_tells_less_of_its_settings():
+    unborn = replace(ERROR, dtype="", device="", decoding_digest="aaa")
+    assert list(newest_by_key([unborn, NEW]).values()) == [NEW]
+    half = replace(NEW, dtype="float16")
+    assert list(newest_by_key([NEW, half, unborn]).values()) == [NEW, half]
+    assert newest_of([unborn.key], [NEW, unborn]) == {unborn.key: NEW}
+
+
+def test_a_record_is_of_a_policy_as_far_as_both_tell():
+    spec = PolicySpec("policy", "abc", "libero_object", dtype="float32", decoding_digest="aaa", device="cuda:3")
+    assert RECORD.is_of(spec)
+    assert NEW.is_of(replace(spec, image_path="libero", prompt_template="do {instruction}"))
+    for changed in ({"decoder": "exact"}, {"unnorm_key": "libero_goal"}, {"policy_id": "x"}, {"dtype": "bfloat16"}):
+        assert not RECORD.is_of(replace(spec, **changed))
+    assert not NEW.is_of(replace(spec, decoding_digest="bbb"))
+
+
+def test_statistics_of_another_suite_are_a_deviation_of_any_record():
+    assert RECORD.deviations == RECORD.protocol_deviations
+    foreign = replace(RECORD, unnorm_key="libero_spatial_no_noops")
+    assert foreign.deviations[1:] == ("actions scaled by statistics of libero_spatial (official: the suite's)",)
+    assert foreign.key.protocol_deviations == RECORD.key.protocol_deviations  # or it could not be gone on with
+
+
 def test_an_archive_holds_every_episode_once_without_its_decisions(tmp_path):
     slow = replace(RECORD, seconds=1 / 3, decision_ms=(10.0, 20.0))
     archive = tmp_path / "new" / "episodes.jsonl.xz"
@@ -115,6 +171,13 @@ def test_an_archive_holds_every_episode_once_without_its_decisions(tmp_path):
     assert kept == [replace(slow, seconds=0.333, decision_ms=(), init_state=state) for state in (7, 8)]
     (tmp_path / "on.jsonl").write_bytes(lzma.decompress(archive.read_bytes()))
     assert EpisodeLog(tmp_path / "on.jsonl").records == kept  # an evaluation goes on from it
+
+
+@pytest.mark.parametrize("clock", ["charged", "real-time"])
+def test_an_archive_holds_the_latencies_that_episodes_were_about(tmp_path, clock):
+    charged = replace(NEW, clock=clock, seconds=0.5, latency=None, decision_ms=(10.0, 20.125))
+    write_archive(tmp_path / "x.jsonl.xz", [charged])
+    assert read_records(tmp_path / "x.jsonl.xz") == [charged]
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
