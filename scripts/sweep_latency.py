@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 from rich import box
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policy.results import write_result
+from policy.types import PolicySpec
 from sim.cells import Cell, cells_of, rows_of
 from sim.command_line import add_pool_options, add_server_options, plain_ending, served_checkpoint
 from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
@@ -31,8 +32,12 @@ from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.served_checkpoint import ServedCheckpoint
 from sim.sources import ScriptedExpert
 from sim.suites import parse_numbers
+from sim.summary import conditions
 from sim.sweep import Condition, Row, Serving, SweepConfig
 from sim.sweep_result import SweepResult
+
+if TYPE_CHECKING:  # importing it takes torch, which the simulator processes, who import this file, can do without
+    from policy.decoding.config import DecodingConfig
 
 EXPERT = "expert"
 # Several hosts of the same policy.
@@ -64,7 +69,7 @@ def main() -> None:
     with plain_ending("sweep", sweep.runs):
         served = None if chosen.checkpoint == EXPERT else served_checkpoint(chosen)
         run(sweep, hosting_of(served, sweep.runs), chosen, started + chosen.time_limit)
-        result = SweepResult(sweep, served.spec.checkpoint_hash if served else "")
+        result = SweepResult(sweep, specs_of(served))
     report(sweep, result, chosen.output, Console())
 
 
@@ -112,16 +117,30 @@ def hosting_of(served: ServedCheckpoint | None, folder: Path) -> Hosting:
     """Servers of a checkpoint, with their files in this folder; the expert, where there is none."""
     if served is None:
         return lambda serving, count: [StandingPolicy(ScriptedExpert())] * count
-    from policy.decoding.config import DecodingConfig
 
     def servers(serving: Serving, count: int) -> Sequence[PolicyHost]:
-        decoding = DecodingConfig.load(serving.decoding)
-        if serving.acceleration and decoding.decoder == "speculative":  # the plain one has a name of its own
-            decoding = replace(decoding, name=f"{decoding.name}, {serving.acceleration}")
+        decoding = decoding_of(serving)
         file = folder / decoding.name.replace(", ", "-")
         return served.hosts(count, decoding, file, serving.acceleration)
 
     return servers
+
+
+def specs_of(served: ServedCheckpoint | None) -> Callable[[Serving], PolicySpec]:
+    """What the policy of a serving is, before it is up."""
+    if served is None:
+        return lambda serving: ScriptedExpert().spec()
+    return lambda serving: served.spec_of(decoding_of(serving), serving.acceleration)
+
+
+def decoding_of(serving: Serving) -> DecodingConfig:
+    """Raises ValueError for a decoding that is not there."""
+    from policy.decoding.config import DecodingConfig
+
+    decoding = DecodingConfig.load(serving.decoding)
+    if serving.acceleration and decoding.decoder == "speculative":  # the plain one has a name of its own
+        decoding = replace(decoding, name=f"{decoding.name}, {serving.acceleration}")
+    return decoding
 
 
 def report(sweep: SweepConfig, result: SweepResult, output: Path, console: Console) -> None:
@@ -130,7 +149,9 @@ def report(sweep: SweepConfig, result: SweepResult, output: Path, console: Conso
     for line in result.missing():
         console.print(f"missing: {line}", highlight=False, soft_wrap=True)
     if not records:
-        raise SystemExit(f"{sweep.runs} has no episodes of this policy yet; give more time")
+        raise SystemExit(
+            f"{sweep.runs} has no episodes of this policy yet; give more time, or the --dtype that those there have"
+        )
     cells = cells_of(records)
     rows = rows_of(cells)
     write_result(output, [row | conditions_of(cell) for row, cell in zip(rows, cells, strict=True)], result.headline())
@@ -142,8 +163,8 @@ def report(sweep: SweepConfig, result: SweepResult, output: Path, console: Conso
 
 def conditions_of(cell: Cell) -> dict[str, Any]:
     """On what a cell ran; errors know it only in part."""
-    known = max(cell.records, key=lambda record: record.device)
-    return {"device": known.device, "dtype": known.dtype, "privileged": known.privileged}
+    shared = conditions(cell.records)
+    return {name: shared[name] for name in ("device", "dtype", "decoding_digest", "privileged")}
 
 
 def table_of(cells: Sequence[Cell], rows: Sequence[dict[str, Any]], title: str) -> Table:

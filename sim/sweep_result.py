@@ -5,25 +5,30 @@ Knows sweeps and the files of their episodes. Does not know how they were run or
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import product
 from typing import Any
 
+from policy.types import PolicySpec
 from sim.comparison import success_columns
 from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
 from sim.suites import parse_numbers
-from sim.sweep import Condition, SweepConfig
+from sim.sweep import Condition, Serving, SweepConfig
 
 SUITE_EPISODES = 500
+# A longer time without any episode is one between two runs; a shorter one is spent on getting the next episode ready.
+PAUSE_S = 60.0
 
 
 class SweepResult:
-    """The episodes of these weights that are in the sweep's files. weights: hash of the checkpoint."""
+    """The sweep's episodes that are in its files. spec_of: what is served now, whose episodes alone count."""
 
-    def __init__(self, sweep: SweepConfig, weights: str) -> None:
+    def __init__(self, sweep: SweepConfig, spec_of: Callable[[Serving], PolicySpec]) -> None:
         self._sweep = sweep
         timed = [sweep.timed()] if sweep.timed_suite else []
-        self._found = {condition: _read(condition, weights) for condition in (*timed, *sweep.conditions())}
+        conditions = (*timed, *sweep.conditions())
+        self._found = {condition: self._read(condition, spec_of(condition.serving)) for condition in conditions}
 
     def records(self) -> list[EpisodeRecord]:
         """The newest one of every episode."""
@@ -60,17 +65,32 @@ class SweepResult:
             yield from self._lacking(f"{self._sweep.timed_suite} alone, for suite_seconds", [self._sweep.timed()])
 
     def _lacking(self, what: str, conditions: Sequence[Condition]) -> Iterator[str]:
-        wanted = sum(self._wanted(condition) for condition in conditions)
+        wanted = sum(len(self._wanted(condition)) for condition in conditions)
         held = [record for condition in conditions for record in self._found[condition]]
         errors = [record.error for record in held if record.outcome is Outcome.ERROR]
         if len(held) - len(errors) < wanted:
             told = f"; {len(errors)} errors, the last: {errors[-1]}" if errors else ""
             yield f"{what}: {(len(held) - len(errors)) or 'none'} of {wanted} episodes yet{told}"
 
-    def _wanted(self, condition: Condition) -> int:
-        """Number of episodes."""
+    def _read(self, condition: Condition, spec: PolicySpec) -> list[EpisodeRecord]:
+        """Others may be in the same file: of an older trace, of weights or settings that have changed since."""
+        if not condition.file.is_file():
+            return []
+        time = (condition.timing.clock, condition.timing.conditions(), condition.protocol.deviations())
+        wanted = self._wanted(condition)
+        own = [
+            record
+            for record in read_records(condition.file)
+            if record.is_of(spec)
+            and (record.clock, record.timing, record.protocol_deviations) == time
+            and (record.suite, record.task, record.init_state) in wanted
+        ]
+        return list(newest_by_key(own).values())
+
+    def _wanted(self, condition: Condition) -> set[tuple[str, int, int]]:
+        """Suite, task and initial state of every episode."""
         tasks, states = parse_numbers(self._sweep.tasks), parse_numbers(condition.initial_states)
-        return len(condition.suites) * len(tasks) * len(states)
+        return set(product(condition.suites, tasks, states))
 
     def _suite_seconds(self) -> float | None:
         """Seconds that 500 episodes take, by those of the suite that was run alone once there are all of them."""
@@ -81,24 +101,12 @@ class SweepResult:
 
 
 def busy_seconds(records: Sequence[EpisodeRecord]) -> float:
-    """Seconds in which at least one of the episodes was under way; pauses between runs do not count."""
+    """Seconds from the first episode's start to the last one's end, pauses between two runs left out."""
     ends = [datetime.fromisoformat(record.finished_at).timestamp() for record in records]
     spans = sorted((end - record.seconds, end) for record, end in zip(records, ends, strict=True))
     total, until = 0.0, float("-inf")
     for start, end in spans:
-        total += max(0.0, end - max(start, until))
+        begun = until if start - until <= PAUSE_S else start
+        total += max(0.0, end - begun)
         until = max(until, end)
     return total
-
-
-def _read(condition: Condition, weights: str) -> list[EpisodeRecord]:
-    """Episodes under other conditions, such as an older trace, may be in the same file."""
-    if not condition.file.is_file():
-        return []
-    wanted = (weights, condition.timing.conditions(), condition.protocol.deviations())
-    return [
-        record
-        for record in newest_by_key(read_records(condition.file)).values()
-        if (record.checkpoint_hash, record.timing, record.protocol_deviations) == wanted
-        and record.suite in condition.suites
-    ]

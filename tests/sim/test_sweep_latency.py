@@ -1,6 +1,7 @@
 """A sweep's result is made from the files of episodes alone, and says what is still missing."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,15 +10,22 @@ from pathlib import Path
 import pytest
 from test_records import RECORD
 
-from policy.openvla.checkpoint import checkpoint_hash
+from policy.decoding.config import DecodingConfig
 from policy.results import REPOSITORY
+from policy.types import PolicySpec
 from sim.latency import LatencyTrace
 from sim.records import EndReason, EpisodeLog, EpisodeRecord, Outcome
-from sim.sweep import Condition, Row, SweepConfig
+from sim.served_checkpoint import ServedCheckpoint
+from sim.sweep import Condition, Row, Serving, SweepConfig
 from sim.sweep_result import SweepResult, busy_seconds
 
 BOX = REPOSITORY / "policy" / "pretrained" / "libero"
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
+
+
+def spec_of(serving: Serving) -> PolicySpec:
+    """The policy of these episodes, whatever it is asked to decode by."""
+    return PolicySpec("policy", "abc", RECORD.unnorm_key, dtype="float32", decoding_digest="aaa")
 
 
 def sweep(folder: Path) -> SweepConfig:
@@ -63,10 +71,13 @@ def test_the_headline_has_what_was_measured_and_the_rest_is_named(tmp_path):
         log.append(episode(eager, state, outcome))
         log.append(replace(episode(eager, state, SUCCESS), timing=("latency trace eager before",)))
         log.append(episode(eager, state, SUCCESS, weights="other"))
+        for changed in ({"decoder": "mine"}, {"decoding_digest": "bbb"}, {"unnorm_key": "b"}, {"dtype": "bfloat16"}):
+            log.append(replace(episode(eager, state, SUCCESS), **changed))
+        log.append(replace(episode(eager, state, SUCCESS), task=1))
     log = EpisodeLog(moving.file)
     for state, outcome in enumerate((SUCCESS, Outcome.ERROR)):
         log.append(episode(moving, state, outcome))
-    result = SweepResult(chosen, "abc")
+    result = SweepResult(chosen, spec_of)
     assert len(result.records()) == 6
     assert result.headline() == {
         "static": {"eager": 0.75, "exact": None, "fp8": None},
@@ -88,12 +99,22 @@ def test_a_suite_takes_as_long_as_its_episodes_side_by_side(tmp_path):
     log = EpisodeLog(chosen.timed().file)
     for state in range(4):
         log.append(episode(chosen.timed(), state, SUCCESS))
-    assert SweepResult(chosen, "abc").headline()["suite_seconds"] is None
+    assert SweepResult(chosen, spec_of).headline()["suite_seconds"] is None
     late = replace(episode(chosen.timed(), 4, FAILURE), finished_at="2026-01-01T01:00:00+00:00")
     log.append(late)
     # From 0.5 s to 16 s without a pause, and 9.5 s an hour later.
     assert busy_seconds(log.records) == pytest.approx(15.5 + 9.5)
-    assert SweepResult(chosen, "abc").headline()["suite_seconds"] == 2500.0
+    assert SweepResult(chosen, spec_of).headline()["suite_seconds"] == 2500.0
+
+
+def test_what_lies_between_two_episodes_of_one_run_takes_time_too():
+    record = replace(RECORD, seconds=2.0)
+    ends = [
+        replace(record, finished_at=f"2026-01-01T00:00:{second}+00:00") for second in ("02.000", "05.250", "08.000")
+    ]
+    assert busy_seconds(ends) == pytest.approx(8.0)
+    again = replace(record, finished_at="2026-01-01T00:01:30.500+00:00")
+    assert busy_seconds([*ends, again]) == pytest.approx(8.0 + 2.0)
 
 
 def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -115,8 +136,13 @@ def test_a_result_without_time_to_run_anything(tmp_path):
     chosen = SweepConfig(tmp_path, latencies=("300",), rows={"slow": Row("default", "300")}, drifts=(0.0,))
     slow = chosen.condition(chosen.rows["slow"], 0.0)
     log = EpisodeLog(slow.file)
+    box = os.path.relpath(BOX, REPOSITORY)
+    spec = ServedCheckpoint.locate(box, None, ["auto"]).spec_of(DecodingConfig.load("default"))
+    names = ("policy_id", "checkpoint_hash", "unnorm_key", "decoder", "decoding_digest", "dtype")
+    served = {name: getattr(spec, name) for name in names}
     for state, outcome in enumerate((FAILURE, SUCCESS)):
-        log.append(episode(slow, state, outcome, weights=checkpoint_hash(BOX)))
+        log.append(replace(episode(slow, state, outcome), **served))
+        log.append(replace(episode(slow, state, SUCCESS), **served | {"decoding_digest": "of other settings"}))
     options = {"latencies": '["300"]', "rows": '{"slow": {"decoding": "default", "latency": "300"}}', "drifts": "[0]"}
     finished = script(tmp_path, *(word for name, text in options.items() for word in (f"--sweep.{name}", text)))
     assert finished.returncode == 0, finished.stderr
