@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from policy.types import ACTION_NAMES
-from sim.cells import LOCK_STEP, Cell
+from sim.cells import Cell
 from sim.comparison import success_columns
 from sim.decoding_statistics import DecodingStatistics
+from sim.records import LOCK_STEP
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,15 +46,17 @@ def drawings(cells: Sequence[Cell]) -> Iterator[Drawing]:
     for world in worlds:
         own = [cell for cell in cells if cell.world == world and rate_of(cell) is not None]
         slug = world.replace(", ", "-").replace("=", "-").replace(" ", "-")
-        if own:
+        timed = [cell for cell in own if cell.control_latency]
+        if timed:
             yield Drawing(
                 f"success-latency-{slug}",
                 f"Success and control latency: {world}",
                 "Success with its 95 % Wilson interval. Lines: every decision is charged the same milliseconds. Single "
                 "marks: measured or replayed latencies, at their median, with a bar to their 95 % quantile. Dotted: "
                 "the world waits (lock-step).",
-                _panel(partial(_success_over_latency, cells=own)),
+                _panel(partial(_success_over_latency, cells=timed)),
             )
+        if own:
             yield Drawing(
                 f"success-rate-{slug}",
                 f"Success and control rate: {world}",
@@ -143,11 +146,11 @@ def _success_over_latency(axes: Axes, cells: Sequence[Cell]) -> None:
     decoders = list(dict.fromkeys(cell.decoder for cell in cells))
     for index, decoder in enumerate(decoders):
         colour = COLOURS[index % len(COLOURS)]
-        own = sorted((c for c in cells if c.decoder == decoder), key=lambda c: c.control_latency.p50_ms)
+        own = sorted((c for c in cells if c.decoder == decoder), key=lambda c: c.wait_ms)
         for kind in dict.fromkeys(_other_conditions(cell) for cell in own if cell.injected):
             curve = [cell for cell in own if cell.injected and _other_conditions(cell) == kind]
             rates, lengths = zip(*(_interval(cell) for cell in curve), strict=True)
-            middle = [cell.control_latency.p50_ms for cell in curve]
+            middle = [cell.wait_ms for cell in curve]
             label = ", ".join(part for part in (decoder, kind) if part)
             axes.errorbar(middle, rates, yerr=np.hstack(lengths), color=colour, marker="o", capsize=2, label=label)
         for cell in own:
@@ -164,6 +167,7 @@ def _success_over_latency(axes: Axes, cells: Sequence[Cell]) -> None:
 def _mark(axes: Axes, cell: Cell, colour: str, marker: str) -> None:
     """A measured or replayed latency: its median, and a bar to its 95 % quantile."""
     latency, (rate, length) = cell.control_latency, _interval(cell)
+    assert latency is not None
     axes.errorbar(
         latency.p50_ms,
         rate,

@@ -15,7 +15,7 @@ from sim.records import EpisodeRecord, Outcome
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """label: the condition in words. solved: the episode's outcome."""
+    """label: the condition in words. latency_ms: infinite where it is not known. solved: the episode's outcome."""
 
     path: Path
     label: str
@@ -46,7 +46,7 @@ def film_rows(runs: Mapping[Path, list[EpisodeRecord]], rows_per_world: int = 1)
         for record in records:
             path = file.with_suffix("") / f"{record.suite}-{record.task:02d}-{record.init_state:02d}.mp4"
             if path.is_file() and record.outcome is not Outcome.ERROR:
-                latency = cells_of([record])[0].control_latency.p50_ms
+                latency = cells_of([record])[0].wait_ms
                 label = ", ".join((record.decoder, record.clock, *record.timing))
                 film = Film(path, label, latency, record.outcome is Outcome.SUCCESS)
                 place = (world_of(record), record.instruction, record.task, record.init_state)

@@ -91,8 +91,10 @@ def _speedups(cell: Cell, slowest: Cell) -> Iterable[str]:
     ours, theirs = _by_episode(cell.records), _by_episode(slowest.records)
     shared = [place for place in ours if place in theirs]
     solved = [p for p in shared if ours[p].outcome is theirs[p].outcome is Outcome.SUCCESS]
+    timed = {p for p in shared if ours[p].decision_ms and theirs[p].decision_ms}
     for measure in (_decision_ms, _episode_s):
-        for places in (shared, solved):
+        for chosen in (shared, solved):
+            places = [p for p in chosen if p in timed] if measure is _decision_ms else chosen
             mine, other = measure([ours[p] for p in places]), measure([theirs[p] for p in places])
             yield f"{other / mine:.2f}x" if mine and other else ""
 
@@ -129,7 +131,7 @@ def origin_table(records: Sequence[EpisodeRecord]) -> Table:
         "privileged": told(record.privileged for record in records),
         "simulator seed": told(record.seed for record in records),
         "renderer": told(record.renderer for record in records),
-        "protocol": told("; ".join(record.protocol_deviations) for record in records),
+        "protocol": told("; ".join(record.deviations) for record in records),
         "versions": ", ".join(versions),
         "finished": f"{min(finished)} to {max(finished)}",
         "episodes": str(len(records)),

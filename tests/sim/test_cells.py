@@ -1,3 +1,4 @@
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -65,6 +66,43 @@ def test_figures_of_a_cell():
     assert (slow["stale_share"], slow["hold_share"], slow["holds_per_episode"]) == (0.8, 0.75, 75.0)
     assert slow["deadline_miss_share"] == 0.5
     assert (slow["path_m"], slow["jerk_m_s3"], slow["dropped"]) == (1.0, 4.0, 8)
+
+
+def test_latencies_that_no_record_tells_are_unknown_rather_than_none():
+    slow = [replace(record, decision_ms=()) for record in SLOW]
+    known = episodes([True] * 8, 100.0)
+    cells = {cell.time: cell for cell in cells_of([*known, *slow])}
+    untold = cells["charged, latency 300 ms"]
+    assert (untold.control_latency, untold.wait_ms) == (None, math.inf)
+    assert baseline_of(untold, list(cells.values())) is cells["charged, latency 100 ms"]
+    first, last = rows_of(list(cells.values()))
+    assert "baseline" not in first
+    assert (last["latency_p50_ms"], last["latency_p95_ms"], last["deadline_miss_share"]) == (None, None, None)
+    assert last["baseline"] == "charged, latency 100 ms"
+    assert baseline_of(untold, [untold]) is untold
+    assert list(cells) == ["charged, latency 100 ms", "charged, latency 300 ms"]  # the unknown one comes last
+
+
+def test_missed_deadlines_are_counted_where_decisions_are_known():
+    some = [replace(record, decision_ms=()) if record.init_state else record for record in SLOW]
+    (row,) = rows_of(cells_of(some))
+    assert row["deadline_miss_share"] == 0.5
+    assert row["latency_p50_ms"] == 300.0
+
+
+def test_a_cell_is_of_one_number_format_and_one_setting_of_the_decoder():
+    tuned, later = ([replace(record, decoding_digest=digest) for record in SLOW] for digest in ("d1", "d2"))
+    half = [replace(record, dtype="bfloat16") for record in tuned]
+    cells = cells_of([*tuned, *later, *half])
+    assert [(cell.decoder, len(cell.records)) for cell in cells] == [
+        ("exact, bfloat16, d1", 8),
+        ("exact, float32, d1", 8),
+        ("exact, float32, d2", 8),
+    ]
+    gone_on_with = [*SLOW[:5], *tuned[5:]]  # older records do not tell
+    unborn = replace(SLOW[7], outcome=Outcome.ERROR, end_reason=EndReason.PROCESS_DIED, dtype="", init_state=8)
+    (cell,) = cells_of([*gone_on_with, unborn])
+    assert (cell.decoder, len(cell.records)) == ("exact", 9)
 
 
 def test_replayed_and_drawn_latencies_are_not_injected():

@@ -84,6 +84,23 @@ def test_tables_tell_solved_from_all():
     assert fast[5:] == ("0.85x", "1.00x")  # failures are made shorter here
 
 
+def test_unknown_latencies_are_left_out_of_figures_and_empty_in_tables():
+    untold = [replace(record, decision_ms=()) for record in SLOW]
+    names = [drawing.name for drawing in drawings(cells_of(untold))]
+    assert names == ["success-rate-libero_object"]
+    assert success_table(cells_of(untold)).rows[0][3:5] == ("", "")
+    known = [replace(record, timing=("latency 100 ms",)) for record in SLOW]
+    assert len(list(drawings(cells_of([*untold, *known])))) == 2
+    assert speedup_table(cells_of([*untold, *known])).rows == ()
+
+
+def test_speedups_compare_the_same_episodes():
+    some = [replace(record, decision_ms=(600.0,)) if record.init_state else record for record in SLOW]
+    gone_on_with = [replace(record, decision_ms=()) if record.init_state else record for record in FAST]
+    slow = next(row for row in speedup_table(cells_of([*gone_on_with, *some])).rows if row[2] == "lock-step")
+    assert slow[3] == "42.86x"  # of the only episode that both tell: 300 ms over 7 ms
+
+
 def test_films_of_one_condition_are_not_compared(tmp_path):
     assert film_rows({tmp_path / "x.jsonl": FAST}) == []
 
