@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +14,21 @@ from sim.expert.recipes import Skill, skill_for
 from sim.expert.state import SimulatorState
 from sim.expert.variation import Variation
 
-EXPERT_SPEC = PolicySpec(policy_id="scripted-expert", decoder="none", image_path="none", privileged=True)
+
+def _source_digest() -> str:
+    """Tells experts of other code apart: 12 hex digits over the Python files of this folder."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+# Its code is what settings are to a decoder, and weights to a network.
+EXPERT_SPEC = PolicySpec(
+    policy_id="scripted-expert",
+    decoder="none",
+    image_path="none",
+    privileged=True,
+    decoding_digest=_source_digest(),
+)
 
 
 class SimulatedWorld(Protocol):

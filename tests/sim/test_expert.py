@@ -1,6 +1,7 @@
 """The scripted expert: its geometry, its refusals, and that it solves tasks from random resets."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from policy.types import ActionPolicy, Observation
-from sim.expert import ExpertPolicy, make_expert
+from sim.expert import ExpertPolicy, expert, make_expert
 from sim.expert.drawer import Drawer
-from sim.expert.expert import to_openvla
+from sim.expert.expert import EXPERT_SPEC, to_openvla
 from sim.expert.grasps import LidGrasp, NearestGrasp, TopGrasp, clear_top_grasp
 from sim.expert.recipes import skill_for
 from sim.expert.rotations import HAND_DOWN, about_z, angle_between, nearest_symmetric, rotation_vector
@@ -18,6 +19,15 @@ from sim.expert.sequence import Sequence
 from sim.expert.servo import CLOSE, OPEN, Decision, servo
 from sim.expert.variation import Variation
 from sim.libero import LiberoEnv
+
+
+def test_experts_of_other_code_are_told_apart(tmp_path, monkeypatch):
+    for file in Path(expert.__file__).parent.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(expert, "__file__", str(tmp_path / "expert.py"))
+    assert expert._source_digest() == EXPERT_SPEC.decoding_digest
+    (tmp_path / "grasps.py").write_text("changed")
+    assert expert._source_digest() != EXPERT_SPEC.decoding_digest
 
 
 def hand_at(position, rotation=HAND_DOWN) -> SimpleNamespace:
