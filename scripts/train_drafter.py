@@ -29,7 +29,7 @@ def plot_metrics(metrics_file: Path) -> Path:
     records = [json.loads(line) for line in metrics_file.read_text().splitlines()]
     steps, last = [record["step"] for record in records], records[-1]
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for name in last["losses"]:
+    for name in dict.fromkeys(name for record in records for name in record["losses"]):
         axes[0].plot(steps, [record["losses"].get(name) for record in records], label=name)
     axes[0].set(title="loss of the training batch", xlabel="step")
     axes[1].plot(steps, [record["length"] for record in records], label="exact")
@@ -65,7 +65,11 @@ def main() -> None:
     score = training.run()
     if training.progress < 1:
         print(f"stopped at {training.progress:.1%}; the same command goes on from there")
-    print(f"drafter: {training.output}\nplot:    {plot_metrics(training.metrics_file)}")
+    if training.step == 0:
+        return
+    print(f"drafter: {training.output}")
+    if training.metrics_file.is_file():
+        print(f"plot:    {plot_metrics(training.metrics_file)}")
     print(f"a pass gains {score.length:.2f} tokens with it, {score.length_relaxed:.2f} within 9 bins")
 
 

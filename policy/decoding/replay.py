@@ -18,6 +18,7 @@ from policy.openvla.images import PreprocessorSettings, center_crop, decode_fram
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.training.demonstrations import Demonstration
+from policy.training.episode_reader import SizedEpisode
 
 _FRAMES_AT_ONCE = 32
 
@@ -26,8 +27,9 @@ _FRAMES_AT_ONCE = 32
 class LoggedEpisode:
     """One episode as the language model reads it.
 
-    name: its file's. prompt: token ids of the instruction. features: projected patches `[T, 256, width]` on the model's
-    device. frames: uint8 `[T, 224, 224, 3]`, for drafters that look for themselves. settings: how these are normalised.
+    name: its file's, or as its data set tells it. prompt: token ids of the instruction.
+    features: projected patches `[T, 256, width]` on the model's device.
+    frames: uint8 `[T, 224, 224, 3]`, for drafters that look for themselves. settings: how these are normalised.
     """
 
     name: str
@@ -38,7 +40,6 @@ class LoggedEpisode:
     settings: PreprocessorSettings
 
     @classmethod
-    @torch.inference_mode()
     def load(
         cls,
         path: Path,
@@ -55,12 +56,27 @@ class LoggedEpisode:
         demonstration.require_every_step()
         count = len(demonstration) if steps is None else min(steps, len(demonstration))
         frames = np.stack([center_crop(decode_frame(demonstration.frame_jpeg(step))) for step in range(count)])
+        episode = SizedEpisode(path.name, demonstration.meta.instruction, frames)
+        return cls.of(episode, model, prompter, settings, steps)
+
+    @classmethod
+    @torch.inference_mode()
+    def of(
+        cls,
+        episode: SizedEpisode,
+        model: OpenVLA,
+        prompter: Prompter,
+        settings: PreprocessorSettings,
+        steps: int | None = None,
+    ) -> LoggedEpisode:
+        """Look at the first `steps` frames of an episode that was read already, or at all."""
+        frames = episode.frames[:steps]
         features = [
             model.image_features(_pixels(frames[first : first + _FRAMES_AT_ONCE], settings).to(model.device))
-            for first in range(0, count, _FRAMES_AT_ONCE)
+            for first in range(0, len(frames), _FRAMES_AT_ONCE)
         ]
-        instruction = demonstration.meta.instruction
-        return cls(path.name, instruction, prompter.token_ids(instruction), torch.cat(features), frames, settings)
+        prompt = prompter.token_ids(episode.instruction)
+        return cls(episode.name, episode.instruction, prompt, torch.cat(features), frames, settings)
 
     def __len__(self) -> int:
         return len(self.features)

@@ -15,12 +15,13 @@ from policy.decoding.capture import Record
 from policy.decoding.replay import LoggedEpisode
 from policy.drafting.registry import DrafterMaterial
 from policy.hardware import choose_device, choose_dtype
-from policy.openvla.action_tokens import ActionStatistics, load_statistics, select_statistics
+from policy.openvla.action_tokens import ActionStatistics, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
-from policy.openvla.images import PreprocessorSettings
+from policy.openvla.images import ImagePath, PreprocessorSettings, resolve_image_path
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.training.demonstrations import list_demonstrations
+from policy.training.episode_reader import SizedEpisode, check_demonstrations_fit, is_data_set
 
 
 def add_replay_options(parser: ArgumentParser) -> None:
@@ -29,6 +30,8 @@ def add_replay_options(parser: ArgumentParser) -> None:
     parser.add_argument("--steps", type=int | None, default=None, help="first frames of each episode; all if left out")
     parser.add_argument("--checkpoint", type=str, default="policy/pretrained/libero", help="directory or hub id")
     parser.add_argument("--unnorm-key", type=str | None, default=None, help="dataset statistics")
+    paths = "auto, libero or processor; demonstrations are stored for libero"
+    parser.add_argument("--image-path", type=str, default="auto", help=paths)
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dtype", type=str, default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--output", type=Path | None, default=None, help="JSON file for the result")
@@ -47,7 +50,10 @@ def replay_paths(chosen: Namespace, least: int = 1) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class ReplayTarget:
-    """A network and what turns logged frames into its prompts. steps: most frames of an episode, None for all."""
+    """A network and what turns logged frames into its prompts. steps: most frames of an episode, None for all.
+
+    image_path: how the network sees what a camera gives.
+    """
 
     directory: Path
     model: OpenVLA
@@ -55,25 +61,38 @@ class ReplayTarget:
     prompter: Prompter
     settings: PreprocessorSettings
     steps: int | None
+    image_path: ImagePath
 
     @classmethod
     def load(cls, chosen: Namespace) -> ReplayTarget:
-        """As the options of `add_replay_options` say. Raises what loading a checkpoint raises."""
+        """As the options of `add_replay_options` say.
+
+        Raises what loading a checkpoint raises, and ValueError where the network does not see the world as the
+        demonstrations are stored.
+        """
         directory = locate_checkpoint(chosen.checkpoint)
-        statistics = select_statistics(load_statistics(directory), chosen.unnorm_key)
+        datasets = load_statistics(directory)
+        dataset = resolve_unnorm_key(datasets, chosen.unnorm_key)
+        image_path = resolve_image_path(chosen.image_path, dataset)
+        if not is_data_set(chosen.demonstrations):
+            check_demonstrations_fit(image_path)
         device = choose_device(chosen.device)
         model = load_checkpoint(directory, device, choose_dtype(chosen.dtype, device))
         prompter = Prompter(directory, maximum_tokens=model.config.maximum_tokens)
-        return cls(directory, model, statistics, prompter, PreprocessorSettings.load(directory), chosen.steps)
+        settings = PreprocessorSettings.load(directory)
+        return cls(directory, model, datasets[dataset], prompter, settings, chosen.steps, image_path)
 
     @property
     def dtype(self) -> str:
         """The name of its dtype, e.g. "float32"."""
         return str(self.model.dtype).removeprefix("torch.")
 
-    def episode(self, path: Path) -> LoggedEpisode:
-        """A demonstration's frames, as the network sees them."""
-        return LoggedEpisode.load(path, self.model, self.prompter, self.settings, self.steps)
+    def episode(self, logged: Path | SizedEpisode) -> LoggedEpisode:
+        """The frames of a demonstration, or of an episode that was read already, as the network sees them."""
+        rest = (self.model, self.prompter, self.settings, self.steps)
+        if isinstance(logged, SizedEpisode):
+            return LoggedEpisode.of(logged, *rest)
+        return LoggedEpisode.load(logged, *rest)
 
     def material(
         self, weights: Mapping[str, Path] | None = None, recorder: Callable[[], Record] | None = None

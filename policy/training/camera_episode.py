@@ -12,6 +12,7 @@ import numpy as np
 @dataclass(frozen=True, slots=True)
 class CameraEpisode:
     """What an adapter yields. name: tells episodes apart, and decides which are kept for validation.
+    instruction: those that have none are passed over.
     images: uint8 `[H, W, 3]` RGB each, as the robot's camera gives them to a policy (unrotated, uncropped).
     """
 
@@ -29,12 +30,11 @@ def split_by_instruction(
 ) -> Iterator[CameraEpisode]:
     """An episode for each stretch of one instruction, in order. They share the name: validation gets all or none.
 
-    instructions: one for each image. Raises ValueError where one is empty or there are more or fewer images.
+    instructions: one for each image, empty where there is none: whoever reads passes such stretches over.
+    Raises ValueError where there are more or fewer images.
     """
     pictures = iter(images)
     for instruction, steps in groupby(instructions):
-        if not instruction.strip():
-            raise ValueError(f"episode {name} has a step without an instruction; a policy needs one for each")
         count = sum(1 for _ in steps)
         stretch = [image for _, image in zip(range(count), pictures, strict=False)]
         if len(stretch) != count:

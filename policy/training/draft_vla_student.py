@@ -51,7 +51,7 @@ class DraftVLAStudent:
     def losses(self, network: nn.Module, book: ActionBook, rows: Tensor) -> dict[str, Tensor]:
         assert isinstance(network, OpenVLA)
         bins = book.look_up(rows)[:, :DRAFTED_DIMENSIONS]
-        frames = book.library.frames[rows].to(self._teacher.device)
+        frames = book.library.frames(rows).to(self._teacher.device)
         pictures = jitter_colors(frames.permute(0, 3, 1, 2).float() / 255, self._config.augmentation)
         token_ids, lengths = self._token_ids(book.library.texts(rows), bins)
         # The hidden state at a prompt's last position tells the first action token.
@@ -66,7 +66,7 @@ class DraftVLAStudent:
 
     def claims(self, network: nn.Module, book: ActionBook, rows: Tensor) -> tuple[Tensor, Tensor]:
         assert isinstance(network, OpenVLA)
-        pixels = self._teacher.pixels(book.library.frames[rows])
+        pixels = self._teacher.pixels(book.library.frames(rows))
         prompts = PromptBatch.ids(network, self._teacher.prompt_ids(book.library.texts(rows)))
         return DraftVLA(network, self._teacher.prompter).chances(pixels, *prompts), book.look_up(rows)
 

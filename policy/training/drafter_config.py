@@ -8,6 +8,7 @@ from typing import Final, Literal, get_args
 
 from policy.training.augmentation import AugmentationConfig
 from policy.training.config import NetworkSize
+from policy.training.widened_drafters import wide_folder_name
 
 Kind = Literal["eagle", "parallel", "draft-vla"]
 DRAFT_VLA: Final = "draft-vla"
@@ -27,7 +28,7 @@ class DrafterTrainingConfig:
         measurements where no such checkpoint is at hand.
     kind: "eagle" and "parallel" are heads, "draft-vla" a small model of its own.
     output: the drafter's folder; left out, it is where serving looks for it, `drafters/<kind>` beside the target's
-        weights. Progress is kept in `<output>-training`.
+        weights, or `drafters/<kind>-7b` where the target is widened. Progress is kept in `<output>-training`.
     minutes, max_steps: training ends with whichever comes first, reading frames and asking the target for its actions
         before the first step not counted.
     capacity: frames kept in memory, 150,528 bytes each. held_out_every: one episode in so many is for validation.
@@ -38,7 +39,8 @@ class DrafterTrainingConfig:
     noise: heads only, uniform noise on the hidden states they read, as a share of their root mean square.
     smoothing_bins: draft-vla only, width of the Gaussian over bins it is taught with; 0 for the target's choice alone.
     network: draft-vla only, its sizes. augmentation: draft-vla only; colours vary, places do not.
-    save_seconds: for the head of a 7B target progress is 4 GB. resume: go on with a training cut short.
+    save_seconds: for the head of a 7B target progress is 4 GB. resume: go on with a training cut short, which must have
+        been of the same target, kind and network and have held out the same episodes.
     """
 
     target: str
@@ -97,6 +99,11 @@ class DrafterTrainingConfig:
             raise ValueError(f"average_decay must lie between 0 and 1, got {self.average_decay}")
         if self.held_out_every < 2:
             raise ValueError(f"held_out_every must be at least 2, got {self.held_out_every}: validation needs episodes")
+
+    @property
+    def folder_name(self) -> str:
+        """The drafter's folder beside others of the target, unless `output` names one."""
+        return self.kind if self.shape == "own" else wide_folder_name(self.kind)
 
     @property
     def resolved_batch_size(self) -> int:

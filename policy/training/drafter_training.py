@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import math
 import time
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -22,20 +22,23 @@ from torch.nn.utils import clip_grad_norm_
 from policy.drafting.registry import trained_folder
 from policy.hardware import choose_device, choose_dtype
 from policy.openvla.action_tokens import load_statistics, resolve_unnorm_key
-from policy.openvla.checkpoint import load_checkpoint, locate_checkpoint
+from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.images import PreprocessorSettings, resolve_image_path
 from policy.openvla.prompt import Prompter
 from policy.training.acceptance_score import AcceptanceScore, average
-from policy.training.contact_sheet import save_contact_sheet
+from policy.training.contact_sheet import FRAMES_IN_A_ROW, save_contact_sheet
 from policy.training.draft_vla_student import DraftVLAStudent
 from policy.training.drafter_config import DRAFT_VLA, DrafterTrainingConfig
-from policy.training.frame_library import FrameSource, load_libraries, read_episodes
+from policy.training.drafter_progress import WAY_OUT, DrafterProgress
+from policy.training.episode_reader import EpisodeReader, FrameSource
+from policy.training.frame_library import FrameLibrary, load_libraries
 from policy.training.head_student import HeadStudent
 from policy.training.running_average import running_average
 from policy.training.teacher import ActionBook, Teacher
 from policy.training.widen import OPENVLA_7B_SIZES, widened
 
 Report = Callable[[str], None]
+SHEET_FRAMES: Final = 2 * FRAMES_IN_A_ROW
 
 
 class Student(Protocol):
@@ -68,14 +71,18 @@ class DrafterTraining:
         datasets = load_statistics(directory)
         dataset = resolve_unnorm_key(datasets, config.unnorm_key)
         settings = PreprocessorSettings.load(directory)
-        self.output = config.output or trained_folder(directory, config.kind)
         image_path = resolve_image_path(config.image_path, dataset)
-        source = FrameSource(config.frames, config.camera, config.turned)
-        episodes = read_episodes(source, image_path, settings, config.decoders)
-        libraries = load_libraries(episodes, config.capacity, config.held_out_every)
-        report(f"{len(libraries[0])} frames to train on, {len(libraries[1])} to validate with")
         device = choose_device(config.device)
-        model = load_checkpoint(directory, device, choose_dtype(config.dtype, device))
+        dtype = choose_dtype(config.dtype, device)
+        self.output = config.output or trained_folder(directory, config.folder_name)
+        self.progress_files = _progress_files(config, self.output, directory, dataset, image_path, dtype)
+        state = self.progress_files.state() if config.resume else None
+        reader = EpisodeReader(
+            FrameSource(config.frames, config.camera, config.turned), image_path, settings, config.decoders
+        )
+        libraries = load_libraries(reader, config.capacity, config.held_out_every, report)
+        report(f"{len(libraries[0])} frames to train on, {len(libraries[1])} to validate with")
+        model = load_checkpoint(directory, device, dtype)
         model = (model if config.shape == "own" else widened(model, OPENVLA_7B_SIZES)).requires_grad_(False)
         teacher = Teacher(model, Prompter(directory, maximum_tokens=model.config.maximum_tokens), settings)
         self.training, self.validation = (ActionBook(library, teacher) for library in libraries)
@@ -91,12 +98,14 @@ class DrafterTraining:
             trained, config.resolved_learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay
         )
         self.device, self.step, self.elapsed = device, 0, 0.0
-        self.folder = self.output.with_name(f"{self.output.name}-training")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_contact_sheet(libraries[0].frames.numpy(), self.folder / "frames.png")
-        report(f"some of them, which should stand upright: {self.folder / 'frames.png'}")
+        self.learned_from = set(libraries[0].rows_by_digest)
+        if state is not None:
+            self._go_on(state)
         if config.resume:
-            self._resume()
+            self._take_over_actions()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_contact_sheet(_some_frames(libraries[0]), self.folder / "frames.png")
+        report(f"some of them, which should stand upright: {self.folder / 'frames.png'}")
         if self.step == 0:
             self.metrics_file.unlink(missing_ok=True)
 
@@ -106,8 +115,11 @@ class DrafterTraining:
         return max(self.elapsed / (60 * self.config.minutes), self.step / self.config.max_steps)
 
     def run(self) -> AcceptanceScore:
-        """Train, log to `metrics.jsonl`, save; returns the last validation."""
-        if self.config.kind == DRAFT_VLA:
+        """Train, log to `metrics.jsonl`, save; returns the last validation.
+
+        Nothing is logged where no step was made, and nothing saved where none was ever made but the target's actions.
+        """
+        if self.config.kind == DRAFT_VLA and self.progress < 1:
             self._ask_for_all_actions()
         last_log = last_save = time.monotonic()
         losses: dict[str, Tensor] = {}
@@ -125,8 +137,10 @@ class DrafterTraining:
             if time.monotonic() - last_save > self.config.save_seconds:
                 self.save()
                 last_save = time.monotonic()
-        score = score or self._log(losses)
-        self.save()
+        if score is None:
+            score = self._log(losses) if losses else self.validate()
+        if losses:
+            self.save()
         return score
 
     def _learn(self) -> dict[str, Tensor]:
@@ -204,56 +218,72 @@ class DrafterTraining:
         configuration = asdict(self.config) | {"steps": self.step, "seconds": round(self.elapsed, 1)}
         text = json.dumps(configuration, indent=1, default=str) + "\n"
         (self.folder / "config.json").write_text(text, encoding="utf-8")
-        state = {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "elapsed": self.elapsed,
-        }
-        _write(self._state_file, state)
+        self.progress_files.save_state(
+            {
+                "network": self.network.state_dict(),
+                "average": self.average.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "elapsed": self.elapsed,
+                "learned_from": sorted(self.learned_from),
+            }
+        )
         self._save_actions()
 
     def _save_actions(self) -> None:
-        books = {"training": self.training, "validation": self.validation}
-        _write(self._actions_file, {name: (_fingerprint(book), book.known) for name, book in books.items()})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.progress_files.save_actions(self.training.by_episode() | self.validation.by_episode())
 
-    def _resume(self) -> None:
-        """Take over what an earlier run left; actions only where the frames are still the same."""
-        if self._actions_file.is_file():
-            actions = torch.load(self._actions_file, weights_only=True)
-            for name, book in (("training", self.training), ("validation", self.validation)):
-                fingerprint, known = actions[name]
-                if fingerprint == _fingerprint(book):
-                    book.known = known
-        if self._state_file.is_file():
-            state = torch.load(self._state_file, map_location=self.device, weights_only=True)
+    def _take_over_actions(self) -> None:
+        actions = self.progress_files.actions()
+        for book in (self.training, self.validation):
+            book.take_over(actions)
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take over an earlier run's state. Raises ValueError where it has learned from what is now held out."""
+        self.learned_from.update(state["learned_from"])
+        if seen := self.learned_from & self.validation.library.rows_by_digest.keys():
+            raise ValueError(
+                f"{self.folder} holds a training that has learned from {len(seen)} of the episodes that are now held "
+                f"out, as there are others than before; {WAY_OUT}"
+            )
+        try:
             self.network.load_state_dict(state["network"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.elapsed = state["step"], state["elapsed"]
-            self._report(f"going on from step {self.step}")
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.folder} holds another network's weights: {error}; {WAY_OUT}") from error
+        self.step, self.elapsed = state["step"], state["elapsed"]
+        self._report(f"going on from step {self.step}")
+
+    @property
+    def folder(self) -> Path:
+        """Where progress is kept."""
+        return self.progress_files.folder
 
     @property
     def metrics_file(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def _state_file(self) -> Path:
-        return self.folder / "state.pt"
-
-    @property
-    def _actions_file(self) -> Path:
-        return self.folder / "actions.pt"
+        return self.progress_files.metrics_file
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """The file appears under its name only when it is complete."""
-    unfinished = path.with_suffix(".part")
-    torch.save(content, unfinished)
-    unfinished.replace(path)
+def _progress_files(
+    config: DrafterTrainingConfig, output: Path, directory: Path, dataset: str, image_path: str, dtype: torch.dtype
+) -> DrafterProgress:
+    target = checkpoint_hash(directory)
+    made_with = {
+        "kind": config.kind,
+        "the target's hash": target,
+        "shape": config.shape,
+        "unnorm_key": dataset,
+        "image_path": image_path,
+        "held_out_every": str(config.held_out_every),
+    }
+    if config.kind == DRAFT_VLA:  # a head's sizes are its target's
+        made_with |= {f"network.{name}": str(size) for name, size in asdict(config.network).items()}
+    asked = f"{target}, {config.shape}, {image_path}, {dtype}"
+    return DrafterProgress(output.with_name(f"{output.name}-training"), made_with, asked)
 
 
-def _fingerprint(book: ActionBook) -> int:
-    """Tells whether the frames are those of another run: one pixel row of each."""
-    return zlib.crc32(book.library.frames[:, 112].numpy().tobytes())
+def _some_frames(library: FrameLibrary) -> np.ndarray:
+    """As many as a contact sheet has, evenly taken."""
+    return library.frames(torch.linspace(0, len(library) - 1, SHEET_FRAMES).round().long()).numpy()

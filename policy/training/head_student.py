@@ -65,7 +65,7 @@ class HeadStudent:
         save_head(network, directory)
 
     def _lesson(self, book: ActionBook, rows: Tensor) -> Lesson:
-        prompts = self._teacher.prompts(book.library.frames[rows], book.library.texts(rows))
+        prompts = self._teacher.prompts(book.library.frames(rows), book.library.texts(rows))
         return self._teacher.lesson(prompts)
 
     def _with_noise(self, lesson: Lesson) -> Lesson:

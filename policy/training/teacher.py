@@ -6,7 +6,7 @@ are megabytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +109,16 @@ class ActionBook:
     def look_up(self, rows: Tensor) -> Tensor:
         """Bins int64 `[B, 7]` on the teacher's device for rows int64 `[B]`."""
         if (self.known[rows] == _UNKNOWN).any():
-            prompts = self._teacher.prompts(self.library.frames[rows], self.library.texts(rows))
+            prompts = self._teacher.prompts(self.library.frames(rows), self.library.texts(rows))
             self.known[rows] = self._teacher.lesson(prompts).bins.to("cpu", torch.int16)
         return self.known[rows].long().to(self._teacher.device)
+
+    def by_episode(self) -> dict[str, Tensor]:
+        """What is known, int16 `[T, 7]` by an episode's digest."""
+        return {digest: self.known[rows].clone() for digest, rows in self.library.rows_by_digest.items()}
+
+    def take_over(self, actions: Mapping[str, Tensor]) -> None:
+        """Of what `by_episode` of another run gave, that on episodes which are here, too."""
+        for digest, rows in self.library.rows_by_digest.items():
+            if digest in actions:
+                self.known[rows] = actions[digest]

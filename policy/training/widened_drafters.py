@@ -6,6 +6,7 @@ A head reads the target's hidden states and writes such, so it is widened as the
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,13 +16,30 @@ import torch
 
 from policy.drafting.head_checkpoint import load_head, save_head
 from policy.drafting.head_network import HeadConfig, HeadNetwork
-from policy.drafting.registry import HEADS
+from policy.drafting.registry import HEADS, SEEING_DRAFTERS, trained_drafters, trained_folder
+from policy.openvla.checkpoint import CONFIG_FILE
 from policy.openvla.config import LanguageConfig
 from policy.openvla.model import OpenVLA
 from policy.training.repeated_features import Axis, Sides, joined
 from policy.training.widen import layer_sides
 
 _LAYER_PREFIX = "layers.0."
+
+
+def wide_folder_name(name: str) -> str:
+    """The name of the folder, beside a small target's own drafters, of one trained for the target widened to 7B."""
+    return f"{name}-7b"
+
+
+def drafters_for_wide(checkpoint: Path, weights: Mapping[str, Path]) -> dict[str, Path]:
+    """Folders of the drafters, by name, that a small target widened to 7B can use: where `weights` says, those trained
+    for the wide target, or else the small one's own, which `write_widened_drafters` widens.
+    """
+    folders = {name: trained_folder(checkpoint, name) for name in trained_drafters(checkpoint, {})}
+    for name in (*SEEING_DRAFTERS, *HEADS):
+        if (wide := trained_folder(checkpoint, wide_folder_name(name))).is_dir():
+            folders[name] = wide
+    return folders | {name: Path(folder) for name, folder in weights.items()}
 
 
 def widened_head(small: HeadNetwork, language: LanguageConfig) -> HeadNetwork:
@@ -51,13 +69,21 @@ def write_widened_drafters(
 ) -> dict[str, Path]:
     """Folders of drafters, by name, for a target whose language model is widened to `language`, each `output/NAME`.
 
-    folders: the small target's. target: the small one, which heads are checked against. Raises CheckpointError for
-    a folder that holds none of its drafters.
+    folders: the small target's; heads that are as wide as `language` already are taken as they are. target: the small
+    one, which other heads are checked against. Raises CheckpointError for a folder that holds none of its drafters.
     """
     written = {name: output / name for name in folders}
     for name, folder in folders.items():
-        if name in HEADS:
+        if name in HEADS and _width(folder) != language.width:
             save_head(widened_head(load_head(folder, target, name), language), written[name], target.dtype)
         else:
             shutil.copytree(folder, written[name])
     return written
+
+
+def _width(folder: Path) -> int | None:
+    """The width of a head's hidden states; None where there is no head, of which loading will complain."""
+    try:
+        return HeadConfig.from_json(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).layer.width
+    except (OSError, AttributeError, ValueError):
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_openvla import INSTRUCTIONS
 
 from policy.decoding.autoregressive import AutoregressiveDecoder
@@ -24,7 +26,9 @@ from policy.training.camera_episode import CameraEpisode
 from policy.training.config import NetworkSize
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.drafter_training import DrafterTraining
-from policy.training.frame_library import FrameLibrary, FrameSource, load_libraries, read_episodes
+from policy.training.episode_choice import held_out_names
+from policy.training.episode_reader import EpisodeReader, FrameSource, SizedEpisode
+from policy.training.frame_library import FrameLibrary, load_libraries
 from policy.training.teacher import ActionBook, Teacher
 from policy.types import Observation
 
@@ -126,12 +130,117 @@ def test_a_training_cut_short_goes_on(config: DrafterTrainingConfig, kind: str) 
     assert not fresh.metrics_file.exists()
 
 
-def test_a_stopped_training_saves(config: DrafterTrainingConfig) -> None:
-    training = DrafterTraining(config, lambda line: None)
+@pytest.mark.parametrize("kind", ["eagle", "draft-vla"])
+def test_stopping_before_the_first_step_leaves_no_drafter(config: DrafterTrainingConfig, kind: str) -> None:
+    training = DrafterTraining(replace(config, kind=kind), lambda line: None)
     training.stopping = True
     training.run()
-    assert (training.output / "model.safetensors").is_file()
     assert training.progress == 0
+    assert not training.output.exists()
+    assert not training.metrics_file.exists()
+
+
+def test_repeating_a_finished_command_changes_nothing(config: DrafterTrainingConfig) -> None:
+    first = DrafterTraining(replace(config, max_steps=2), lambda line: None)
+    first.run()
+    files = {path: path.read_bytes() for path in (first.metrics_file, first.output / "model.safetensors")}
+    again = DrafterTraining(replace(config, max_steps=2), lambda line: None)
+    assert again.run().length >= 1
+    assert {path: path.read_bytes() for path in files} == files
+
+
+def test_a_stopped_training_saves(config: DrafterTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = DrafterTraining(config, lambda line: None)
+    learn = training._learn
+
+    def learn_once() -> dict[str, torch.Tensor]:
+        training.stopping = True
+        return learn()
+
+    monkeypatch.setattr(training, "_learn", learn_once)
+    training.run()
+    assert (training.output / "model.safetensors").is_file()
+    assert training.step == 1
+
+
+def change_weights(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    name = "language_model.lm_head.weight"
+    save_file(weights | {name: weights[name].flip(0).contiguous()}, checkpoint / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"held_out_every": 3}, "held_out_every was 2 and is 3"),
+        ({"image_path": "processor"}, "image_path was libero and is processor"),
+        ({"kind": "parallel"}, "kind was draft-vla and is parallel"),
+        ({"network": replace(TINY, text_mlp=86)}, r"another training: network.text_mlp was 172 and is 86; start anew"),
+    ],
+)
+def test_going_on_with_something_else_is_refused(config: DrafterTrainingConfig, changes: dict, complaint: str) -> None:
+    config = replace(config, kind="draft-vla", max_steps=1)
+    DrafterTraining(config, lambda line: None).run()
+    with pytest.raises(ValueError, match=complaint):
+        DrafterTraining(replace(config, **changes), lambda line: None)
+    assert DrafterTraining(replace(config, **changes, resume=False), lambda line: None).step == 0
+
+
+def test_going_on_with_another_target_is_refused(config: DrafterTrainingConfig, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(config.target, tmp_path / "target"))
+    config = replace(config, target=str(target), kind="draft-vla", max_steps=1)
+    first = DrafterTraining(config, lambda line: None)
+    first.run()
+    assert (first.training.known >= 0).all()
+    change_weights(target)
+    with pytest.raises(
+        ValueError, match=r"the target's hash was .*; start anew with `--resume false`, or give another"
+    ):
+        DrafterTraining(config, lambda line: None)
+    # Where it was stopped before its first step there are but actions, and they are asked for anew.
+    (first.folder / "state.pt").unlink()
+    assert (DrafterTraining(config, lambda line: None).training.known < 0).all()
+
+
+def test_kept_actions_are_those_of_the_same_episode(config: DrafterTrainingConfig, tmp_path: Path) -> None:
+    config = replace(config, kind="draft-vla", max_steps=1)
+    first = DrafterTraining(config, lambda line: None)
+    first.run()
+    second = DrafterTraining(replace(config, frames="test_drafter_training:told_otherwise"), lambda line: None)
+    digests = first.training.library.rows_by_digest.keys() & second.training.library.rows_by_digest.keys()
+    assert len(digests) == len(first.training.library.rows_by_digest) - 1, "one has another instruction now"
+    known = torch.zeros(len(second.training.library), dtype=torch.bool)
+    for digest in digests:
+        known[second.training.library.rows_by_digest[digest]] = True
+    assert torch.equal((second.training.known >= 0).all(dim=1), known)
+
+
+def told_otherwise() -> Iterator[CameraEpisode]:
+    """As `episodes`, but for the instruction of the first that is trained on."""
+    changed = sorted({"a", "b", "c", "d"} - held_out_names("abcd", 2))[0]
+    for name in ("a", "b", "c", "d"):
+        yield CameraEpisode(name, INSTRUCTIONS[name == changed], camera_images(0))
+
+
+def test_what_was_learned_is_not_held_out_later(config: DrafterTrainingConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = DrafterTraining(replace(config, max_steps=1), lambda line: None)
+    first.run()
+    learned = {name for name in "abcd" if name not in held_out_names("abcd", 2)}
+    monkeypatch.setattr("policy.training.frame_library.held_out_names", lambda names, every: learned)
+    with pytest.raises(ValueError, match=f"has learned from {len(learned)} of the episodes that are now held out"):
+        DrafterTraining(config, lambda line: None)
+
+
+def test_a_few_episodes_are_always_split() -> None:
+    for names in (["ep0", "ep1", "ep2", "ep3"], ["ep0", "ep1"], [f"{number:06d}" for number in range(7)]):
+        for every in (2, 20, 1000):
+            assert 0 < len(held_out_names(names, every)) < len(names)
+    assert held_out_names(["alone"], 2) == frozenset()
+    numbers = [f"libero_object_task{task:02d}_seed{seed}.npz" for task in range(10) for seed in range(100)]
+    assert len(held_out_names(numbers, 20)) == pytest.approx(50, abs=20)
+    every_task = {name[:20] for name in held_out_names(numbers, 10)}
+    assert len(every_task) == 10
+    assert held_out_names(numbers[:500], 20) == held_out_names(numbers, 20) & set(numbers[:500])
 
 
 @torch.inference_mode()
@@ -139,13 +248,13 @@ def test_the_teacher_says_what_plain_decoding_does(acting_checkpoint: Path) -> N
     model = load_checkpoint(acting_checkpoint, dtype=torch.float32)
     settings = PreprocessorSettings.load(acting_checkpoint)
     teacher = Teacher(model, Prompter(acting_checkpoint), settings)
-    source = read_episodes(FrameSource("test_drafter_training:episodes"), "libero", settings, 1)
-    library, _ = load_libraries(source, 100, 2)
-    pixels = teacher.pixels(library.frames[:3])
+    reader = EpisodeReader(FrameSource("test_drafter_training:episodes"), "libero", settings, 1)
+    library, _ = load_libraries(reader, 100, 2, print)
+    pixels = teacher.pixels(library.frames(torch.arange(3)))
     for image, own in zip(camera_images(0), pixels, strict=True):
         np.testing.assert_allclose(own.numpy(), pixel_values(image, "libero", settings), atol=1e-6)
     rows = torch.tensor([2, 0])
-    prompts = teacher.prompts(library.frames[rows], library.texts(rows))
+    prompts = teacher.prompts(library.frames(rows), library.texts(rows))
     steps = list(AutoregressiveDecoder(model).steps(prompts))
     lesson = teacher.lesson(prompts)
     ids = model.config.action_vocabulary - 1 - lesson.bins
@@ -158,8 +267,9 @@ def test_the_teacher_says_what_plain_decoding_does(acting_checkpoint: Path) -> N
 def test_actions_are_asked_for_once(acting_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_checkpoint(acting_checkpoint, dtype=torch.float32)
     teacher = Teacher(model, Prompter(acting_checkpoint), PreprocessorSettings.load(acting_checkpoint))
-    frames = torch.zeros(4, 224, 224, 3, dtype=torch.uint8)
-    book = ActionBook(FrameLibrary(frames, torch.tensor([0, 1, 0, 1]), INSTRUCTIONS), teacher)
+    frames = np.zeros((2, 224, 224, 3), np.uint8)
+    parts = [SizedEpisode(str(number), INSTRUCTIONS[number], frames) for number in (0, 1)]
+    book = ActionBook(FrameLibrary(parts), teacher)
     first = book.look_up(torch.tensor([1, 3]))
     monkeypatch.setattr(teacher, "lesson", None)  # to ask again would fail
     assert torch.equal(book.look_up(torch.tensor([3, 1])), first.flip(0))

@@ -20,11 +20,13 @@ from policy.drafting.head_checkpoint import load_head, save_head
 from policy.drafting.head_network import HeadConfig, HeadNetwork
 from policy.drafting.parallel import ParallelHead
 from policy.drafting.reading_head import ReadingHead
+from policy.drafting.registry import trained_drafters
 from policy.openvla.checkpoint import CheckpointError, load_checkpoint
 from policy.openvla.model import OpenVLA
+from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.widen import TargetSizes, widened
 from policy.training.widened_checkpoint import widen_checkpoint
-from policy.training.widened_drafters import widened_head, write_widened_drafters
+from policy.training.widened_drafters import drafters_for_wide, widened_head, write_widened_drafters
 
 SIZES = TargetSizes(text_width=288, text_mlp=480, vocabulary=1000)
 HEADS: list[type[ReadingHead]] = [EagleHead, ParallelHead]
@@ -85,5 +87,33 @@ def test_drafters_beside_a_checkpoint_are_widened_with_it(
 def test_a_head_of_another_target_is_refused(acting_model: OpenVLA, tmp_path: Path) -> None:
     other = replace(acting_model.config.language, layers=1, width=2 * acting_model.config.language.width)
     save_head(HeadNetwork(HeadConfig("eagle", other)), tmp_path / "eagle")
+    wider = replace(other, width=2 * other.width)
     with pytest.raises(CheckpointError, match="width"):
-        write_widened_drafters({"eagle": tmp_path / "eagle"}, acting_model, other, tmp_path / "wide")
+        write_widened_drafters({"eagle": tmp_path / "eagle"}, acting_model, wider, tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
+        write_widened_drafters({"eagle": tmp_path / "none"}, acting_model, wider, tmp_path / "wide")
+
+
+def test_a_head_that_is_wide_already_stays_as_it_is(acting_model: OpenVLA, tmp_path: Path) -> None:
+    wide = widened(acting_model, SIZES)
+    trained = random_network(wide, "eagle")
+    save_head(trained, tmp_path / "eagle", torch.float32)
+    folders = write_widened_drafters(
+        {"eagle": tmp_path / "eagle"}, acting_model, wide.config.language, tmp_path / "wide"
+    )
+    loaded = load_head(folders["eagle"], wide, "eagle").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_drafters_trained_for_the_wide_target_come_before_those_to_widen(tmp_path: Path) -> None:
+    for name in ("eagle", "eagle-7b", "parallel", "draft-vla-7b"):
+        (tmp_path / "drafters" / name).mkdir(parents=True)
+    given = {"parallel": Path("elsewhere")}
+    assert drafters_for_wide(tmp_path, given) == {
+        "eagle": tmp_path / "drafters" / "eagle-7b",
+        "draft-vla": tmp_path / "drafters" / "draft-vla-7b",
+        "parallel": Path("elsewhere"),
+    }
+    assert trained_drafters(tmp_path, {}) == ["eagle", "parallel"], "a small target has nothing of the wide one's"
+    assert DrafterTrainingConfig("target", "demos", "eagle", shape="7b").folder_name == "eagle-7b"
+    assert DrafterTrainingConfig("target", "demos", "eagle").folder_name == "eagle"

@@ -100,7 +100,7 @@ class LeRobotFolder:
         if task not in self._tasks:
             known = ", ".join(map(str, sorted(self._tasks)))
             raise ValueError(f"{place.data} has task {task} in episode {place.number}; the listed tasks are {known}")
-        return self._tasks[task]
+        return self._tasks[task] or ""  # a text that is null is none
 
     def _features(self) -> dict[str, Any]:
         return self._entry("features")
@@ -109,7 +109,7 @@ class LeRobotFolder:
         pictures = [
             name
             for name, feature in self._features().items()
-            if feature.get("dtype") in ("image", "video") and not feature.get("info", {}).get("video.is_depth_map")
+            if feature.get("dtype") in ("image", "video") and not (feature.get("info") or {}).get("video.is_depth_map")
         ]
         return choose_camera(camera, pictures, self.folder)
 

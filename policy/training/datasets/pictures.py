@@ -23,7 +23,7 @@ def is_picture(data: bytes) -> bool:
 def decode_picture(data: bytes) -> np.ndarray:
     """Uint8 `[H, W, 3]` RGB of a JPEG or PNG file; JPEG with TensorFlow's pixels.
 
-    Raises ValueError for anything else, and for pictures of more than 8 bits a colour, such as depth.
+    Raises ValueError for anything else, damaged files, and pictures of more than 8 bits a colour, such as depth.
     """
     if data.startswith(_JPEG):
         return decode_jpeg(data)
@@ -34,6 +34,8 @@ def decode_picture(data: bytes) -> np.ndarray:
             return np.asarray(picture.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError(f"{len(data)} bytes that begin with {data[:8]!r} are no picture") from error
+    except (OSError, SyntaxError) as error:  # Pillow's for a PNG that is cut short or damaged
+        raise ValueError(f"a picture of {len(data)} bytes is damaged: {error}") from error
 
 
 def choose_camera(camera: str | None, cameras: list[str], folder: Path) -> str:
