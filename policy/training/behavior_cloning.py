@@ -24,8 +24,8 @@ from policy.openvla.action_tokens import ActionStatistics, load_statistics, sele
 from policy.openvla.checkpoint import load_checkpoint, save_checkpoint
 from policy.openvla.model import OpenVLA
 from policy.training.augmentation import inference_pixels, training_pixels
-from policy.training.config import TrainingConfig
-from policy.training.frames import FRAME_SHAPE, Batch, FrameStore
+from policy.training.config import TrainingConfig, UnknownInstructionError
+from policy.training.frames import FRAME_SHAPE, Batch, DecodedEpisode, FrameStore
 from policy.training.objective import (
     POSE_DIMENSIONS,
     Losses,
@@ -46,7 +46,8 @@ class BehaviorCloning:
     """A training run in `config.output`; `run()` trains to the end of the schedule and saves the averaged weights.
 
     Setting `stopping` ends it before, after the step under way; a later run with the same output goes on from there.
-    Raises ValueError for a configuration that cannot be met, and TimeoutError where too few episodes come.
+    Raises ValueError for a configuration that cannot be met and TimeoutError where too few episodes come; files that
+    cannot be read are reported and left out.
     Started by torchrun, it trains on several devices: each process has its share of the episodes and its own batches.
     """
 
@@ -65,6 +66,7 @@ class BehaviorCloning:
             config.held_out_every,
             processes=config.decoders,
             owns=self.replicas.owns,
+            check=self._check,
         )
         self.validation = FrameStore(
             config.demonstrations,
@@ -73,6 +75,7 @@ class BehaviorCloning:
             config.held_out_every,
             validation=True,
             processes=1,
+            check=self._check,
         )
         network = self._network()
         self.action_base = network.config.action_vocabulary
@@ -133,7 +136,18 @@ class BehaviorCloning:
         (logits.float().sum() + reading.float().sum()).backward()
         self.model.zero_grad(set_to_none=True)
 
+    def _check(self, episode: DecodedEpisode) -> None:
+        self.config.require_instruction(episode.instruction, episode.path)
+
     def _wait_for_episodes(self) -> None:
+        try:
+            self._require_episodes()
+        except BaseException:
+            self._close_stores()  # would go on with what is queued
+            raise
+        self.validation.refresh()
+
+    def _require_episodes(self) -> None:
         deadline = time.monotonic() + self.config.wait_seconds
         share = math.ceil(self.config.start_episodes / self.replicas.count)
         while True:
@@ -141,12 +155,19 @@ class BehaviorCloning:
             if self.store.episodes >= share:
                 break
             if time.monotonic() > deadline:
+                complaints = list(self.store.unreadable.values())
+                also = (
+                    f"; {len(complaints)} could not be read, the first of them: {complaints[0]}" if complaints else ""
+                )
                 raise TimeoutError(
                     f"{self.store.episodes} training episodes of {share} after {self.config.wait_seconds:.0f} s, "
-                    f"start_episodes is {self.config.start_episodes}; collect more or lower it"
+                    f"start_episodes is {self.config.start_episodes}; collect more or lower it{also}"
                 )
             time.sleep(1.0)
-        self.validation.refresh()
+
+    def _close_stores(self) -> None:
+        self.store.close()
+        self.validation.close()
 
     def _action_statistics(self) -> ActionStatistics:
         """The bins' range and the moments of the labels so far; frozen, since tokens depend on them."""
@@ -221,7 +242,28 @@ class BehaviorCloning:
         return max(self.elapsed / (60 * self.config.minutes), self.step / self.config.max_steps)
 
     def run(self) -> Path:
-        """Trains, logs to `metrics.jsonl`, saves the state now and then and the final policy to `output/policy`."""
+        """Trains, logs to `metrics.jsonl`, saves the state now and then and the final policy to `output/policy`.
+
+        Raises UnknownInstructionError for a new episode with one; the state is saved then.
+        """
+        try:
+            result = self._train()
+        except UnknownInstructionError:
+            if self.replicas.first:
+                self._save_state()
+            raise
+        finally:
+            self._close_stores()
+        if self.replicas.first:
+            if result is not None:
+                self._log(result)
+            self._save_state()
+            self.save_policy(self.config.output / "policy")
+        self.replicas.close()
+        return self.config.output / "policy"
+
+    def _train(self) -> Losses | None:
+        """Takes steps to the end of the schedule, or until `stopping`; returns the losses of the last one."""
         config = self.config
         last_log = last_save = last_refresh = time.monotonic()
         result: Losses | None = None
@@ -232,7 +274,7 @@ class BehaviorCloning:
             else:
                 result = self._step()
             now = time.monotonic()
-            if now - last_refresh > config.refresh_seconds:
+            if now - last_refresh > config.refresh_seconds and not self.stopping:
                 self.store.refresh()
                 self.validation.refresh()
                 last_refresh = now
@@ -244,15 +286,7 @@ class BehaviorCloning:
                 self.save_policy(config.output / "policy")
                 last_save = now
             self.elapsed += time.monotonic() - started
-        if self.replicas.first:
-            if result is not None:
-                self._log(result)
-            self._save_state()
-            self.save_policy(config.output / "policy")
-        self.store.close()
-        self.validation.close()
-        self.replicas.close()
-        return config.output / "policy"
+        return result
 
     def _step(self) -> Losses:
         """One batch, one update of the weights and of their average."""

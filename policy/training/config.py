@@ -65,6 +65,10 @@ class NetworkSize:
         )
 
 
+class UnknownInstructionError(ValueError):
+    """An episode cannot be trained on, since its instruction is not among those of the run."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
     """demonstrations: folders of recorded episodes, watched for new ones while training runs.
@@ -77,7 +81,8 @@ class TrainingConfig:
     average_decay: what drives is the mean of the weights over the last 1 / (1 - average_decay) steps, or over the last
         ninth of those made so far, whichever is shorter.
     start_episodes, wait_seconds: training starts as soon as so many episodes are there.
-    statistics_key: dataset name under which the action statistics are stored (`unnorm_key`).
+    statistics_key: dataset name under which the action statistics are stored (`unnorm_key`); begins with "libero", by
+        which a server tells that frames are to be prepared as demonstrations are.
     action_range: the 256 bins of pose component i cover ±action_range[i], so that standing still is the middle of a
         bin; None takes the first episodes' 1st and 99th percentiles, too narrow where other tasks follow later.
     initialize_from: checkpoint whose weights and action statistics to start from. resume: go on with a run cut short.
@@ -124,6 +129,12 @@ class TrainingConfig:
             raise ValueError(f"samples_per_frame must be positive or null, got {self.samples_per_frame}")
         if not 0 < self.average_decay < 1:
             raise ValueError(f"average_decay must lie between 0 and 1, got {self.average_decay}")
+        if not self.statistics_key.startswith("libero"):
+            raise ValueError(
+                f"statistics_key must begin with 'libero', got {self.statistics_key!r}: by this name a server decides "
+                "how to prepare camera frames, and under others they are not turned as those of demonstrations are; "
+                f"call it 'libero_{self.statistics_key}'"
+            )
         reach = self.action_range
         if reach is not None and (len(reach) != 6 or min(reach) <= 0):
             raise ValueError(f"action_range must be six positive numbers (x y z roll pitch yaw), got {reach}")
@@ -132,6 +143,14 @@ class TrainingConfig:
 
     def instructions(self) -> list[str]:
         return [line.strip() for line in self.instructions_file.read_text().splitlines() if line.strip()]
+
+    def require_instruction(self, instruction: str, path: Path) -> None:
+        """Raises UnknownInstructionError where the episode of this path has an instruction that is not given."""
+        if instruction not in self.instructions():
+            raise UnknownInstructionError(
+                f"{path} has the instruction {instruction!r}, which is not a line of {self.instructions_file}; add it "
+                "there and train with a new output, as words may change their ids, or take such episodes away"
+            )
 
     def build_tokenizer(self) -> tuple[Prompter, int]:
         """Writes the word tokenizer of these instructions; returns its prompter and the rows of the vocabulary."""

@@ -6,44 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_demonstrations import INSTRUCTIONS, decode_in_threads, record
 
 from policy.openvla.checkpoint import load_checkpoint
-from policy.openvla.images import encode_frame
 from policy.training.behavior_cloning import BehaviorCloning
-from policy.training.config import NetworkSize, TrainingConfig
-from policy.training.demonstrations import PRIVILEGED_NAMES, Demonstration, DemonstrationMeta, list_demonstrations
-from policy.training.frames import FrameStore
+from policy.training.config import NetworkSize, TrainingConfig, UnknownInstructionError
+from policy.training.frames import DecodedEpisode
 from policy.training.objective import ObjectiveConfig
 
-INSTRUCTIONS = ["pick up the milk and place it in the basket", "open the drawer"]
 TINY = NetworkSize(
     dinov2_width=64, dinov2_blocks=1, dinov2_mlp=64, siglip_width=72, siglip_blocks=1, siglip_mlp=64,
     text_width=128, text_layers=1, text_mlp=172,
 )  # fmt: skip
 
 
-def record(directory: Path, seed: int, instruction: str, steps: int = 4) -> None:
-    rng = np.random.default_rng(seed)
-    streams = [encode_frame(np.full((64, 64, 3), rng.integers(256), np.uint8)) for _ in range(steps)]
-    actions = rng.uniform(-1, 1, (steps, 7)).astype(np.float32)
-    actions[:, 6] = rng.integers(0, 2, steps)
-    demonstration = Demonstration(
-        meta=DemonstrationMeta("libero_object", 0, instruction, seed, success=True),
-        jpeg=np.frombuffer(b"".join(streams), np.uint8),
-        jpeg_offsets=np.cumsum([0, *map(len, streams)]),
-        actions=actions,
-        executed=actions,
-        privileged=rng.normal(size=(steps, len(PRIVILEGED_NAMES))).astype(np.float32),
-        states=np.zeros((steps, 3)),
-        pictured=np.zeros((steps, 1)),
-        body_positions=np.zeros((1, 3)),
-        body_quaternions=np.zeros((1, 4)),
-    )
-    demonstration.save(directory / demonstration.file_name)
-
-
 @pytest.fixture
-def config(tmp_path: Path) -> TrainingConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+    decode_in_threads(monkeypatch)
     for seed in range(6):
         record(tmp_path / "demos", 1000 + seed, INSTRUCTIONS[seed % 2])
     (tmp_path / "instructions.txt").write_text("\n".join(INSTRUCTIONS) + "\n")
@@ -193,24 +172,35 @@ def test_no_demonstrations_is_said_plainly(config: TrainingConfig, tmp_path: Pat
         BehaviorCloning(replaced(config, demonstrations=[tmp_path / "none"], wait_seconds=0.1))
 
 
-def test_a_store_that_does_not_fit_is_refused_by_its_size(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"1000000000 frames takes 150528\.0 GB on cpu"):
-        FrameStore([tmp_path], capacity=1_000_000_000, device=torch.device("cpu"))
+def test_what_could_not_be_read_is_named_where_there_is_nothing_else(config: TrainingConfig, tmp_path: Path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "one.npz").write_bytes(b"PK")
+    with pytest.raises(TimeoutError, match=r"1 could not be read, the first of them: .*one\.npz"):
+        BehaviorCloning(replaced(config, demonstrations=[tmp_path / "broken"], wait_seconds=0.5, held_out_every=0))
 
 
-def test_a_full_store_keeps_the_newest_frames(tmp_path: Path):
-    for seed in range(3):
-        record(tmp_path, 1000 + seed, INSTRUCTIONS[seed % 2], steps=4)
-    store = FrameStore([tmp_path], capacity=10, device=torch.device("cpu"), processes=1)
-    assert store.refresh(wait=True) == 12
-    record(tmp_path, 1003, INSTRUCTIONS[1], steps=4)
-    assert store.refresh(wait=True) == 4
-    store.close()
-    assert (store.count, store.episodes) == (10, 4)
-    recorded = [Demonstration.load(path) for path in list_demonstrations(tmp_path)]
-    newest = np.concatenate([episode.actions for episode in recorded])[-10:]
-    assert sorted(store.actions.tolist()) == sorted(newest.tolist())
-    kept = store.rows(torch.arange(10))
-    for episode in recorded[2:]:
-        of_it = [row for row in range(10) if store.actions[row].tolist() in episode.actions.tolist()]
-        assert {store.instructions[kept.task[row]] for row in of_it} == {episode.meta.instruction}
+def test_an_instruction_that_is_not_given_is_named(config: TrainingConfig):
+    path = record(config.demonstrations[0], 999, "close the drawer")
+    complaint = (
+        rf"{path.name} has the instruction 'close the drawer', which is not a line of .*instructions\.txt; add it"
+    )
+    with pytest.raises(UnknownInstructionError, match=complaint):
+        BehaviorCloning(replaced(config, held_out_every=0, start_episodes=7))
+
+
+def test_a_run_that_meets_such_an_instruction_saves_its_state(config: TrainingConfig, monkeypatch: pytest.MonkeyPatch):
+    run = BehaviorCloning(replaced(config, max_steps=1000, refresh_seconds=0.0))
+    episode = DecodedEpisode(Path("late.npz"), "close the drawer", *[np.zeros(0)] * 3)
+    monkeypatch.setattr(run.store, "refresh", lambda: run.step < 2 or run.store._append(episode))
+    with pytest.raises(UnknownInstructionError, match=r"late\.npz"):
+        run.run()
+    resumed = BehaviorCloning(config)
+    assert resumed.step == run.step == 2
+    resumed.run()
+
+
+@pytest.mark.parametrize("key", ["mine", "bridge_orig", ""])
+def test_statistics_under_which_a_server_would_not_turn_frames_are_refused(config: TrainingConfig, key: str):
+    with pytest.raises(ValueError, match=rf"must begin with 'libero', got '{key}'.*call it 'libero_{key}'"):
+        replaced(config, statistics_key=key)
+    assert replaced(config, statistics_key="libero_mine").statistics_key == "libero_mine"
