@@ -20,7 +20,7 @@ from bridge.codec import decode_image, pack
 from bridge.errors import Refusal
 from bridge.jobs import Job, Outcome
 from bridge.messages import Act, ActionReply, Error, ErrorCode, Reset, ResetDone, ServerState, ServerTiming
-from policy.types import Action, Observation, PolicySpec
+from policy.types import Action, DeviceLostError, Observation, PolicySpec
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +106,8 @@ class PolicyWorker(threading.Thread):
             self.state = ServerState.BUSY
             try:
                 outcomes = self._run_batch(policy, jobs)
+            except DeviceLostError:  # no later batch can do better, and a new process can
+                raise
             except Exception as error:
                 outcomes = [_answer(job, _failure(job, error)) for job in jobs]
             self.busy_since = None
@@ -198,12 +200,16 @@ def _decide(policy: ServedPolicy, ready: list[tuple[Job, Observation]]) -> list[
             if len(actions) != len(ready):
                 raise RuntimeError(f"act_batch gave {len(actions)} actions for {len(ready)} observations")
             return actions
+        except DeviceLostError:
+            raise
         except Exception:
             log.exception("a batch of %d failed; trying its observations one by one", len(ready))
     answers: list[Action | Error] = []
     for job, observation in ready:
         try:
             answers.append(policy.act(observation, job.request.stamp.session))
+        except DeviceLostError:
+            raise
         except Exception as error:
             answers.append(_failure(job, error))
     return answers

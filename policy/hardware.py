@@ -40,6 +40,17 @@ def current(device: torch.device) -> AbstractContextManager[None]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def is_lost(device: torch.device) -> bool:
+    """Whether a GPU answers nothing any more, as after an illegal access, a failed assertion or a fault of the card."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def limit_memory(device: torch.device, gigabytes: float) -> None:
     """Let PyTorch take at most so many GB (1e9 bytes) of a GPU, as if the card were smaller or shared: what needs more
     fails with `torch.OutOfMemoryError`. The driver's own share, about half a GB, comes on top.

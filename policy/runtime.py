@@ -27,7 +27,7 @@ from policy.decoding.prompt_batch import PROMPT_LENGTHS, PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.transfer import Upload, to_device
 from policy.drafting.registry import DrafterMaterial
-from policy.hardware import choose_device, choose_dtype, current, keep_float32, return_freed_memory
+from policy.hardware import choose_device, choose_dtype, current, is_lost, keep_float32, return_freed_memory
 from policy.openvla.action_tokens import ActionStatistics, ActionTokenizer, load_statistics, resolve_unnorm_key
 from policy.openvla.checkpoint import checkpoint_hash, load_checkpoint, locate_checkpoint
 from policy.openvla.config import ACTION_DIMENSIONS, IMAGE_SIDE
@@ -36,7 +36,7 @@ from policy.openvla.images import ImagePath, PreprocessorSettings, pixel_values,
 from policy.openvla.model import OpenVLA
 from policy.openvla.prompt import Prompter
 from policy.results import versions
-from policy.types import Action, Observation, PolicySpec
+from policy.types import Action, DeviceLostError, Observation, PolicySpec
 
 _Row = TypeVar("_Row")
 
@@ -190,12 +190,19 @@ class Policy:
 
         The traces share the batch's milliseconds: preprocess, vision, prefill, decode, postprocess.
         Raises ValueError when there are not as many sessions as observations, or none, when a session is named twice or
-        an instruction is too long, and RuntimeError when the policy is closed.
+        an instruction is too long, RuntimeError when the policy is closed, and DeviceLostError when the GPU has failed
+        for good.
         """
         if len(observations) != len(sessions) or not observations:
             raise ValueError(f"need one session per observation, got {len(observations)} and {len(sessions)}")
-        with current(self._running_decoder().model.device):
-            return self._act_batch(observations, sessions)
+        device = self._running_decoder().model.device
+        try:
+            with current(device):
+                return self._act_batch(observations, sessions)
+        except RuntimeError as error:
+            if is_lost(device):
+                raise DeviceLostError(f"{device} has failed for good: {error}") from error
+            raise
 
     def _act_batch(self, observations: Sequence[Observation], sessions: Sequence[str]) -> list[Action]:
         decoder = self._running_decoder()

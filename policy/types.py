@@ -103,6 +103,10 @@ class PolicySpec:
     decoding_digest: str = ""
 
 
+class DeviceLostError(RuntimeError):
+    """The policy's device has failed for good, as a GPU after an illegal access: only a new process helps."""
+
+
 @runtime_checkable
 class ActionPolicy(Protocol):
     """What a control loop or an evaluation needs of a policy; met in process and through the bridge alike."""

@@ -189,9 +189,8 @@ class RealTimeClock:
     def leave(self, tick: int) -> Answer | None:
         if self._pending is None:
             return None
-        asked_at, decision = self._pending
+        (asked_at, decision), self._pending = self._pending, None  # also where the decision failed
         action, arrived_at = decision.result()
-        self._pending = None
         latency_ms = 1e3 * (arrived_at - self._scheduled(asked_at))
         # A slip, or a thread switch between arrival and tick, must not make it one tick shorter than what was lived.
         shortest_ms = 1e3 * self._tick_s * (tick - asked_at - 1) + _RESOLUTION_MS

@@ -34,6 +34,7 @@ from bridge.messages import (
 )
 from bridge.server import PolicyServer
 from policy.fake import FakePolicy
+from policy.types import DeviceLostError
 
 SERVE_POLICY = Path(__file__).parents[2] / "scripts" / "serve_policy.py"
 
@@ -180,6 +181,20 @@ def test_a_policy_whose_thread_ends_is_told_to_all_and_ends_the_server(serve, co
         assert "failed for good" in expect_error(late.receive(), ErrorCode.POLICY_FAILED).message
         with pytest.raises(RuntimeError, match="SystemExit: 0"):
             server.serve_forever()
+
+
+def test_a_lost_device_ends_the_server(serve, connect, monkeypatch):
+    """Every later action would fail, too; whoever watches over the server starts a new process."""
+    monkeypatch.setattr(server_module, "FAILURE_NOTICE_S", 0.1)
+    policy = FakePolicy()
+    monkeypatch.setattr(policy, "act", lambda *_: (_ for _ in ()).throw(DeviceLostError("cuda:0 has failed for good")))
+    server = serve(policy)
+    client = connect(server)
+    stamp = client.send_act()
+    expect_error(client.receive(), ErrorCode.POLICY_FAILED, stamp)
+    wait_until(lambda: server.state == ServerState.FAILED)
+    with pytest.raises(DeviceLostError, match="cuda:0 has failed for good"):
+        server.serve_forever()
 
 
 def test_status_is_answered_while_the_policy_is_busy(serve, connect, gated):

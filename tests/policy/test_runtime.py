@@ -21,7 +21,7 @@ from policy.openvla.checkpoint import CheckpointError, checkpoint_hash
 from policy.openvla.device_pixels import DevicePixels
 from policy.openvla.images import PreprocessorSettings
 from policy.runtime import Policy, SelfTestError
-from policy.types import ActionPolicy, Observation
+from policy.types import ActionPolicy, DeviceLostError, Observation
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +154,31 @@ def test_a_closed_policy_lets_go_of_its_model_at_once(small_checkpoint: Path, mo
     policy.close()
     assert model() is None
     assert returned == ["cpu"]
+
+
+def test_an_error_that_no_action_survives_is_told_from_one_that_is_over(policy: Policy, monkeypatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(policy, "_act_batch", failing)
+    with pytest.raises(RuntimeError, match="illegal memory access") as once:
+        policy.act(observations()[0])
+    assert not isinstance(once.value, DeviceLostError)
+    monkeypatch.setattr(runtime, "is_lost", lambda device: True)
+    with pytest.raises(DeviceLostError, match="cpu has failed for good: CUDA error: an illegal memory access"):
+        policy.act(observations()[0])
+
+
+def test_a_gpu_is_lost_when_it_cannot_even_wait(monkeypatch) -> None:
+    def failing(device: torch.device) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert not hardware.is_lost(gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", failing)
+    assert hardware.is_lost(gpu)
+    assert not hardware.is_lost(torch.device("cpu"))
 
 
 def test_hardware_choices(monkeypatch: pytest.MonkeyPatch) -> None:
