@@ -4,6 +4,8 @@
 scripts/train_policy.py --config configs/policy/box.yaml --demonstrations [demos/] --output runs/box \\
     --evaluate [libero_object]    # then 100 episodes in closed loop
 torchrun --standalone --nproc-per-node 2 scripts/train_policy.py ...    # the same on two GPUs
+
+Ctrl-C or SIGTERM saves and ends it, and the same command goes on from there; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
 from policy.training.behavior_cloning import BehaviorCloning
-from policy.training.config import TrainingConfig
+from policy.training.config import TrainingConfig, UnknownInstructionError
 
 _EVALUATE = Path(__file__).resolve().parent / "eval_episodes.py"
 
@@ -53,6 +57,26 @@ def plot_metrics(run: Path) -> Path:
     return run / "metrics.png"
 
 
+@contextmanager
+def stopped_by_signals(training: BehaviorCloning) -> Iterator[None]:
+    """Within, Ctrl-C or SIGTERM lets `training` end early and save; a second one ends the process at once."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in signals]
+
+    def stop(*_: object) -> None:
+        training.stopping = True
+        for number in signals:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in signals:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
@@ -73,8 +97,11 @@ def main() -> None:
         training = BehaviorCloning(TrainingConfig(**config))
     except (ValueError, OSError) as error:
         raise SystemExit(f"cannot train: {error}") from None
-    signal.signal(signal.SIGTERM, lambda *_: setattr(training, "stopping", True))
-    directory = training.run()
+    try:
+        with stopped_by_signals(training):
+            directory = training.run()
+    except UnknownInstructionError as error:
+        raise SystemExit(f"cannot go on: {error}") from None
     if not training.replicas.first:
         return
     if training.progress < 1:

@@ -92,6 +92,42 @@ def train_command(chosen: Namespace) -> list[str]:
     return command + [f"--{option}" for option in chosen.training_options]
 
 
+class Trainer:
+    """Training in a session of its own: Ctrl-C at a terminal reaches this script alone, which stops it, and once."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        with log.open("a") as stream:
+            self._process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True)
+        self._asked = False
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def stop(self, again: bool = False) -> None:
+        """Asks it to save its state and to end; asked `again`, it ends at once. Does nothing where it has ended."""
+        if again or not self._asked:
+            self._asked = True
+            self._process.terminate()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        return self._process.wait()
+
+
+def stop_with_this_script(trainer: Trainer) -> None:
+    """Signals that end this script, as Ctrl-C or a closed terminal do, stop training right away, a second one at once:
+    nobody else would, and whoever sends them may not wait until the simulators are gone.
+    """
+
+    def leave(number: int, _: object) -> None:
+        trainer.stop(again=True)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, leave)
+
+
 def main() -> int:
     parser = make_parser()
     chosen = parser.parse_args()
@@ -121,14 +157,13 @@ def main() -> int:
         )
     except ValueError as error:
         parser.error(str(error))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     collection.output.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + chosen.time_limit if chosen.time_limit else float("inf")
-    with (run / "train.log").open("a") as log:
-        trainer = subprocess.Popen(train_command(chosen), stdout=log, stderr=subprocess.STDOUT)
+    trainer = Trainer(train_command(chosen), run / "train.log")
+    stop_with_this_script(trainer)
 
     def finished() -> bool:
-        return trainer.poll() is not None or time.monotonic() > ends
+        return trainer.ended() or time.monotonic() > ends
 
     os.nice(_NICENESS)
     try:
@@ -137,8 +172,8 @@ def main() -> int:
         print(f"recording ended: {error}", file=sys.stderr)
         return 1
     finally:
+        trainer.stop()
         newest.close()
-        trainer.terminate()  # saves its state first; does nothing where it has ended
         code = trainer.wait()
     print((run / "train.log").read_text()[-400:])
     return code

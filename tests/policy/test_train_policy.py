@@ -1,0 +1,36 @@
+"""`scripts/train_policy.py` is stopped by Ctrl-C and SIGTERM, once to save, twice to end."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from policy.results import REPOSITORY
+
+_RUN = """
+import os, sys
+from types import SimpleNamespace
+sys.path.insert(0, "scripts")
+from train_policy import stopped_by_signals
+first, times = int(sys.argv[1]), int(sys.argv[2])
+training = SimpleNamespace(stopping=False)
+with stopped_by_signals(training):
+    for _ in range(times):
+        os.kill(os.getpid(), first)
+    print("saved", training.stopping, flush=True)
+os.kill(os.getpid(), first)
+print("never here", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_and_the_second_one_ends(number: signal.Signals):
+    def run(times: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", _RUN, str(int(number)), str(times)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+
+    once, twice = run(1), run(2)
+    assert once.stdout == "saved True\n", once.stderr
+    assert once.returncode == -number, "afterwards signals do what they did before"
+    assert (twice.stdout, twice.returncode) == ("", -number)
