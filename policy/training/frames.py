@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import threading
-import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
 from contextlib import suppress
@@ -23,6 +22,7 @@ import torch
 
 from policy.openvla.images import decode_frame
 from policy.training.demonstrations import Demonstration, list_demonstrations
+from policy.training.episode_choice import is_held_out
 
 FRAME_SHAPE = (224, 224, 3)
 PRIVILEGED_SIZE = 10
@@ -74,11 +74,6 @@ def _room_for(frames: int, device: torch.device) -> torch.Tensor:
         ) from error
 
 
-def is_held_out(path: Path, every: int) -> bool:
-    """A fixed share of the episodes, chosen by name, is kept for validation (0: none)."""
-    return every > 0 and zlib.crc32(path.name.encode()) % every == 0
-
-
 def newest_last(paths: Iterable[Path]) -> list[Path]:
     """Files by age within each task, tasks evenly mixed: a full store, which keeps the last ones, has the newest share
     of every task's, however they were recorded. What vanishes meanwhile is left out.
@@ -112,7 +107,8 @@ class FrameStore:
 
     directories: folders of demonstrations, watched for new files at every `refresh`.
     capacity: frames for which memory is set aside (150,528 bytes each).
-    held_out_every: one episode in so many goes to the validation store (`validation=True`), the others to training.
+    held_out_every: one episode in so many, chosen by name, goes to the validation store (`validation=True`), the others
+        to training; 0 for none.
     owns: whether an episode is for this store at all, where several share a folder.
     check: called with every episode before it is stored; may raise an error, which `refresh` passes on.
     count: frames that there are; taken_in: with those that newer ones have replaced since.
@@ -165,7 +161,8 @@ class FrameStore:
         return added
 
     def _takes(self, path: Path) -> bool:
-        return is_held_out(path, self.held_out_every) == self.validation and self._owns(path)
+        held_out = self.held_out_every > 0 and is_held_out(path.name, self.held_out_every)
+        return held_out == self.validation and self._owns(path)
 
     def _take_in(self, path: Path, future: Future[DecodedEpisode]) -> int:
         """Stores a file's frames and returns their number; of what is no demonstration there are none."""

@@ -7,7 +7,6 @@ processes and how they agree; nothing of what is trained.
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
+
+from policy.training.episode_choice import order_by_name
 
 T = TypeVar("T")
 
@@ -50,8 +51,7 @@ class Replicas:
 
     def owns(self, path: Path) -> bool:
         """Whether an episode is in this process's share: every process has others, chosen by name."""
-        # Other bits than those that choose the held-out episodes.
-        return (zlib.crc32(path.name.encode()) >> 16) % self.count == self.rank
+        return order_by_name(path.name) % self.count == self.rank
 
     def from_first(self, value: T) -> T:
         """The first process's value; it is pickled, and never leaves the run."""

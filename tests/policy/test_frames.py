@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_demonstrations import INSTRUCTIONS, decode_in_threads, record
 
-from policy.training.demonstrations import Demonstration, list_demonstrations
+from policy.training.demonstrations import Demonstration, demonstration_name, list_demonstrations
 from policy.training.frames import FrameStore, newest_last
 
 CPU = torch.device("cpu")
@@ -67,6 +67,21 @@ def test_a_full_store_keeps_the_newest_frames(tmp_path: Path, threads: None):
     for episode in recorded[2:]:
         of_it = [row for row in range(10) if store.actions[row].tolist() in episode.actions.tolist()]
         assert {store.instructions[kept.task[row]] for row in of_it} == {episode.meta.instruction}
+
+
+@pytest.mark.parametrize("every", [10, 20, 40])
+def test_the_share_that_is_held_out_is_that_of_every_suite(tmp_path: Path, every: int):
+    """Seeds of one task follow one another, which a checksum of the names would not scatter."""
+    training, validation = (FrameStore([tmp_path], 1, CPU, every, validation=part) for part in (False, True))
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10"):
+        names = [Path(demonstration_name(suite, task, seed)) for task in range(10) for seed in range(1000, 1060)]
+        held_out = [path for path in names if validation._takes(path)]
+        assert 0.6 * len(names) / every < len(held_out) < 1.4 * len(names) / every
+        assert [path for path in names if not training._takes(path)] == held_out
+    nothing = FrameStore([tmp_path], 1, CPU, 0, validation=True)
+    assert not any(map(nothing._takes, names))
+    for store in (training, validation, nothing):
+        store.close()
 
 
 @pytest.mark.usefixtures("threads")

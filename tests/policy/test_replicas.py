@@ -7,12 +7,16 @@ from pathlib import Path
 
 import torch
 
+from policy.training.demonstrations import demonstration_name
+from policy.training.episode_choice import is_held_out
 from policy.training.replicas import Replicas
 
 _EACH = """
 import json, sys
 from pathlib import Path
 import torch
+from policy.training.demonstrations import demonstration_name
+from policy.training.episode_choice import is_held_out
 from policy.training.replicas import Replicas
 replicas = Replicas()
 weight = torch.zeros(2, requires_grad=True)
@@ -59,3 +63,14 @@ def test_alone_nothing_is_shared():
     assert replicas.owns(Path("any"))
     assert replicas.agree(0.25) == [0.25]
     assert replicas.device("cpu") == torch.device("cpu")
+
+
+def test_shares_have_nothing_to_do_with_what_is_held_out():
+    replicas = Replicas()
+    replicas.count = 4
+    for suite in ("libero_spatial", "libero_object", "libero_goal", "libero_10"):
+        names = [demonstration_name(suite, task, seed) for task in range(10) for seed in range(1000, 1060)]
+        for chosen in (names, [name for name in names if not is_held_out(name, 4)]):
+            for replicas.rank in range(4):
+                share = sum(replicas.owns(Path(name)) for name in chosen) / len(chosen)
+                assert 0.19 < share < 0.31
