@@ -1,10 +1,12 @@
 """The demonstration format: what is written is read, and what is not a demonstration is refused by name."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from policy.results import REPOSITORY
 from policy.training.demonstrations import (
     PRIVILEGED_NAMES,
     Demonstration,
@@ -110,3 +112,15 @@ def test_another_format_version_is_refused(tmp_path):
 def test_parts_that_do_not_fit_together_are_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         replace(demonstration(), **change)
+
+
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10"])
+def test_the_page_gives_the_figures_that_were_measured(suite):
+    measured = json.loads((REPOSITORY / "docs" / "results" / "action-statistics.json").read_text())["rows"]
+    rows = {row["noise"]: row for row in measured if (row["suite"], row["dimension"]) == (suite, "all seven")}
+    repeats, within, median = (
+        " / ".join(form.format(rows[noise][name]) for noise in (False, True))
+        for name, form in (("repeats", "{:.1%}"), ("within_9", "{:.0%}"), ("median_bins", "{:.0f}"))
+    )
+    page = (REPOSITORY / "docs" / "demonstrations.md").read_text().replace(" %", "%")
+    assert f"\n| {suite} | {repeats} | {within} | {median} |\n" in page
