@@ -44,13 +44,19 @@ def drafter_configs(trained: Sequence[str]) -> list[DecodingConfig]:
     return configs
 
 
-def further_tokens(row: Mapping[str, Any]) -> float:
-    """Tokens that each pass after the first gained on average; not a number where there was none."""
+def further_tokens(row: Mapping[str, Any]) -> float | None:
+    """Tokens that each pass after the first gained on average; None where there was none."""
     further = row["passes"] - 1
-    return (ACTION_DIMENSIONS - row["first_pass_tokens"]) / further if further > 0 else float("nan")
+    return (ACTION_DIMENSIONS - row["first_pass_tokens"]) / further if further > 0 else None
 
 
-def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+def fastest_exact(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The fastest of those that execute the target's own choice, of which plain decoding is one; None of no rows."""
+    exact = [row for row in rows if row["acceptance"] == "exact" or row["decoding"] == PLAIN]
+    return min(exact, key=lambda row: row["mean_ms"], default=None)
+
+
+def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | str | None]:
     """None for what was not measured. Ratios are over plain decoding in the same race, lengths those of the published
     method's head.
     """
@@ -63,7 +69,10 @@ def drafter_headline(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | Non
         return found[PLAIN]["mean_ms"] / found[name]["mean_ms"] if {PLAIN, name} <= set(found) else None
 
     trained = [row["mean_ms"] for row in rows if row["acceptance"] == "exact" and is_trained(row)]
+    fastest = fastest_exact(rows)
     return {
+        "fastest_exact": None if fastest is None else fastest["decoding"],
+        "plain_ms": found[PLAIN]["mean_ms"] if PLAIN in found else None,
         "untrained_exact_ms": found["exact"]["mean_ms"] if "exact" in found else None,
         "best_trained_exact_ms": min(trained, default=None),
         "head_accept_length_exact": length("eagle alone"),

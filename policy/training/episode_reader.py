@@ -66,7 +66,8 @@ class SizedEpisode:
 class EpisodeReader:
     """The episodes of a source, one by one and each time in the same order.
 
-    wanted: by name, which of them to prepare; all unless given.
+    wanted: by name, which episodes of a data set or adapter to take; all unless given. Demonstrations are files, of
+        which whoever reads them can take what is wanted.
     total: how many there are, None where only reading tells. unlabelled: how many, or parts of how many, were passed
         over so far because they have no instruction, as some have in BridgeData V2 and DROID.
     Raises ValueError for a source that is none, for damaged files, and where no episode is left in the end.
@@ -82,23 +83,19 @@ class EpisodeReader:
     ) -> None:
         self._source, self._path, self._settings, self._wanted = source, image_path, settings, wanted
         self.total: int | None = None
-        self.unlabelled = 0
+        self.unlabelled = self._unwanted = 0
         folder = Path(source.frames)
         self._episodes: Callable[[], Generator[SizedEpisode, None, None]]
+        check_options_fit(source)
         if is_data_set(folder):
             turned = image_path == "libero" if source.turned is None else source.turned
             data_set = (LeRobotFolder if LeRobotFolder.holds(folder) else RLDSFolder)(folder, source.camera)
             self.total = len(data_set) if isinstance(data_set, LeRobotFolder) else None
             prepare = stored_frame if turned else sized_frame
             self._episodes = lambda: self._sized(data_set.episodes(), prepare)
-        elif (source.camera, source.turned) != (None, None):
-            raise ValueError(
-                f"camera {source.camera!r} and turned {source.turned} are for LeRobot and RLDS data sets, and "
-                f"{source.frames!r} is neither; leave them out"
-            )
         elif folder.is_dir():
             check_demonstrations_fit(image_path)
-            paths = [path for path in demonstration_paths(folder) if wanted(path.name)]
+            paths = demonstration_paths(folder)
             self.total = len(paths)
             self._episodes = lambda: _demonstration_episodes(paths, processes)
         else:
@@ -106,7 +103,7 @@ class EpisodeReader:
             self._episodes = lambda: self._sized(adapter(), sized_frame)
 
     def __iter__(self) -> Generator[SizedEpisode, None, None]:
-        found = self.unlabelled = 0
+        found = self.unlabelled = self._unwanted = 0
         with closing(self._episodes()) as episodes:  # at once, when whoever reads has enough
             for episode in episodes:
                 if episode.instruction.strip():
@@ -114,7 +111,7 @@ class EpisodeReader:
                     yield episode
                 else:
                     self.unlabelled += 1
-        if not found:
+        if not found and not self._unwanted:
             raise ValueError(
                 f"{self._source.frames} has no episode with frames and an instruction, and {self.unlabelled} without "
                 "an instruction; a policy needs one"
@@ -128,6 +125,7 @@ class EpisodeReader:
         """Those that are wanted and have frames; unlabelled ones without their frames."""
         for episode in episodes:
             if not self._wanted(episode.name):
+                self._unwanted += 1
                 continue
             if not episode.instruction.strip():
                 yield SizedEpisode(episode.name, "", np.empty((0, *FRAME_SHAPE), np.uint8))
@@ -164,6 +162,15 @@ def demonstration_paths(folder: Path) -> list[Path]:
 def is_data_set(folder: Path) -> bool:
     """Whether a folder is a LeRobot or RLDS data set, by its files."""
     return LeRobotFolder.holds(folder) or RLDSFolder.holds(folder)
+
+
+def check_options_fit(source: FrameSource) -> None:
+    """Raise ValueError where a camera, or how pictures are turned, is named for what is no data set."""
+    if (source.camera, source.turned) != (None, None) and not is_data_set(Path(source.frames)):
+        raise ValueError(
+            f"camera {source.camera!r} and turned {source.turned} are for LeRobot and RLDS data sets, and "
+            f"{source.frames!r} is neither; leave them out"
+        )
 
 
 def check_demonstrations_fit(image_path: ImagePath) -> None:
