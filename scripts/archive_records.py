@@ -14,7 +14,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from sim.records import read_records, write_archive
+from sim.archives import write_archive
+from sim.records import read_records
 
 
 def make_parser() -> ArgumentParser:

@@ -19,9 +19,10 @@ from policy.results import write_result
 from sim.clock import ClockName
 from sim.command_line import add_pool_options, add_server_options, plain_ending, served_checkpoint
 from sim.evaluation import EvaluationConfig, dealt_out, evaluate_all
+from sim.newest_records import of_other_settings
 from sim.policy_hosts import PolicyHost, StandingPolicy
 from sim.protocol import Protocol
-from sim.records import Outcome, of_other_settings, read_records
+from sim.records import Outcome, read_records
 from sim.sources import RemotePolicy, ScriptedExpert
 from sim.suites import STEP_LIMITS, parse_numbers
 from sim.summary import conditions, headline, summarise, summary_table

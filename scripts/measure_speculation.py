@@ -31,7 +31,8 @@ from sim.command_line import add_pool_options, add_server_options, plain_ending,
 from sim.comparison import ALL_SUITES, comparison_rows
 from sim.comparison_plot import plot_passes_and_success
 from sim.evaluation import EvaluationConfig, evaluate_all
-from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
+from sim.newest_records import newest_by_key
+from sim.records import EpisodeRecord, Outcome, read_records
 from sim.served_checkpoint import ServedCheckpoint
 from sim.suites import parse_numbers
 from sim.summary import conditions

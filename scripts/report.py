@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from sim.cells import cells_of, rows_of
-from sim.records import EpisodeRecord, newest_by_key, read_records
+from sim.newest_records import newest_by_key
+from sim.records import EpisodeRecord, read_records
 from sim.report.figures import drawings
 from sim.report.films import film_rows
 from sim.report.page import html_page

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from sim.comparison import paired_columns, success_columns
+from sim.episode_key import Settings
+from sim.newest_records import by_settings, newest_by_key
 from sim.protocol import SEEDED_EVERY_EPISODE
-from sim.records import LOCK_STEP, EpisodeRecord, Latency, Outcome, Settings, by_settings, newest_by_key
+from sim.records import LOCK_STEP, EpisodeRecord, Latency, Outcome
 
 
 @dataclass(frozen=True, slots=True)

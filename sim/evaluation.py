@@ -21,11 +21,13 @@ from policy.results import command, commit, hardware, versions
 from policy.types import PolicySpec
 from sim.decoding_statistics import DecodingStatistics
 from sim.environments import initial_state_count, task_instruction
+from sim.episode_key import EpisodeKey, Settings
 from sim.episode_queue import EpisodeItem
 from sim.episode_worker import EpisodeDone, EpisodeFailed
+from sim.newest_records import newest_of
 from sim.policy_hosts import PolicyHost
 from sim.protocol import OFFICIAL, Protocol, foreign_statistics
-from sim.records import EndReason, EpisodeKey, EpisodeLog, EpisodeRecord, Latency, Outcome, Settings, newest_of
+from sim.records import EndReason, EpisodeLog, EpisodeRecord, Latency, Outcome
 from sim.timing import LOCK_STEP, Timing
 from sim.video import require_encoder
 from sim.workers import WorkerPool

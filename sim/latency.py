@@ -16,7 +16,8 @@ from zlib import crc32
 
 import numpy as np
 
-from sim.records import EpisodeRecord, newest_by_key, read_records
+from sim.newest_records import newest_by_key
+from sim.records import EpisodeRecord, read_records
 
 _NORMAL_95 = 1.6448536269514722  # 95 % quantile of the standard normal distribution
 

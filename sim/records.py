@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import lzma
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ import numpy as np
 from policy.types import PolicySpec
 from sim.control_statistics import ControlStatistics
 from sim.decoding_statistics import DecodingStatistics
+from sim.episode_key import EpisodeKey, Settings
 from sim.protocol import foreign_statistics
 
 FORMAT = 1
@@ -42,60 +43,6 @@ class EndReason(StrEnum):
     STEP_LIMIT = "step_limit"
     EXCEPTION = "exception"
     PROCESS_DIED = "process_died"
-
-
-class Settings(NamedTuple):
-    """How a policy was run, beyond its names. None stands for what is not told, and goes with anything: a record of
-    before there was such a field, or a policy that is not up yet.
-    """
-
-    dtype: str | None = None
-    decoding_digest: str | None = None
-    image_path: str | None = None
-    prompt_template: str | None = None
-
-    @classmethod
-    def of(cls, told: PolicySpec | EpisodeRecord) -> Settings:
-        """Empty text tells nothing, but for the digest, where it means plain decoding."""
-        return cls(told.dtype or None, told.decoding_digest, told.image_path or None, told.prompt_template or None)
-
-    @property
-    def told(self) -> int:
-        """How many of them are known."""
-        return sum(value is not None for value in self)
-
-    def agrees(self, other: Settings) -> bool:
-        """Whether nothing that both tell differs."""
-        return all(None in pair or pair[0] == pair[1] for pair in zip(self, other, strict=True))
-
-    def joined(self, other: Settings) -> Settings:
-        """What either tells; for settings that agree."""
-        return Settings(*(theirs if own is None else own for own, theirs in zip(self, other, strict=True)))
-
-
-class EpisodeKey(NamedTuple):
-    """What makes two episodes the same measurement; see `matches`."""
-
-    suite: str
-    task: int
-    init_state: int
-    policy_id: str
-    checkpoint_hash: str
-    unnorm_key: str
-    decoder: str
-    clock: str
-    protocol_deviations: tuple[str, ...]
-    timing: tuple[str, ...] = ()
-    settings: Settings = Settings()
-
-    @property
-    def place(self) -> EpisodeKey:
-        """What every record tells: all but the settings."""
-        return self._replace(settings=Settings())
-
-    def matches(self, other: EpisodeKey) -> bool:
-        """Whether these are the same measurement, as far as is told of both."""
-        return self.place == other.place and self.settings.agrees(other.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,83 +181,6 @@ def read_records(path: Path) -> list[EpisodeRecord]:
         except lzma.LZMAError as error:
             raise ValueError(f"{path} is no archive of episode records: {error}; give another file") from error
     return _decode_lines(content[: content.rfind(b"\n") + 1], path)
-
-
-def write_archive(path: Path, records: Iterable[EpisodeRecord]) -> int:
-    """Keep episodes for good in a fiftieth of the space: every episode's last record, fractions to three places,
-    compressed. The latency of each single decision is left out where the world waited for it; elsewhere it is what the
-    episode was about. Returns how many. Raises ValueError for a name not ending in .xz.
-    """
-    if path.suffix != ARCHIVED:
-        raise ValueError(f"an archive's name ends in {ARCHIVED}, {path.name} does not; call it {path.name}{ARCHIVED}")
-    newest = newest_by_key(records).values()
-    kept = [replace(record, decision_ms=()) if record.clock == LOCK_STEP else record for record in newest]
-    lines = b"".join(msgspec.json.encode(_rounded(msgspec.to_builtins(record))) + b"\n" for record in kept)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(lzma.compress(lines, preset=9))
-    unfinished.replace(path)
-    return len(kept)
-
-
-def newest_by_key(records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
-    """The last record of every episode. Of records whose keys match, an error gives way to what the episode came to,
-    and one that tells less of its settings to one that tells more.
-    """
-    found: dict[EpisodeKey, list[EpisodeRecord]] = {}
-    for record in records:
-        others = found.setdefault(record.key.place, [])
-        same = [other for other in others if other.key.settings.agrees(record.key.settings)]
-        if all(_weight(other) <= _weight(record) for other in same):
-            others[:] = [*(other for other in others if other not in same), record]
-    return {record.key: record for own in found.values() for record in own}
-
-
-def newest_of(keys: Iterable[EpisodeKey], records: Iterable[EpisodeRecord]) -> dict[EpisodeKey, EpisodeRecord]:
-    """The last record of each of these episodes that has one; errors only where there is nothing else."""
-    found: dict[EpisodeKey, list[EpisodeRecord]] = {}
-    for record in newest_by_key(records).values():
-        found.setdefault(record.key.place, []).append(record)
-    matching = {key: [own for own in found.get(key.place, ()) if own.key.matches(key)] for key in keys}
-    return {key: sorted(own, key=_is_valid)[-1] for key, own in matching.items() if own}
-
-
-def of_other_settings(
-    records: Iterable[EpisodeRecord], everything: Iterable[EpisodeRecord]
-) -> dict[EpisodeKey, EpisodeRecord]:
-    """What of everything differs from these records in the settings alone, and so does not count with them."""
-    known = {record.key for record in records}
-    places = {key.place for key in known}
-    newest = newest_by_key(everything)
-    return {key: record for key, record in newest.items() if key not in known and key.place in places}
-
-
-def by_settings(records: Iterable[EpisodeRecord]) -> list[list[EpisodeRecord]]:
-    """Records apart by their settings. Those that do not tell theirs go to the first ones that they agree with."""
-    groups: list[tuple[Settings, list[EpisodeRecord]]] = []
-    for record in sorted(records, key=lambda record: -record.key.settings.told):
-        own = record.key.settings
-        for number, (settings, group) in enumerate(groups):
-            if settings.agrees(own):
-                groups[number] = settings.joined(own), [*group, record]
-                break
-        else:
-            groups.append((own, [record]))
-    return [group for _, group in groups]
-
-
-def _is_valid(record: EpisodeRecord) -> bool:
-    return record.outcome is not Outcome.ERROR
-
-
-def _weight(record: EpisodeRecord) -> tuple[bool, int]:
-    return _is_valid(record), record.key.settings.told
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(entry) for name, entry in value.items()}
-    return round(value, 3) if isinstance(value, float) else value
 
 
 def _decode_lines(content: bytes, path: Path) -> list[EpisodeRecord]:

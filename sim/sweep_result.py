@@ -12,7 +12,8 @@ from typing import Any
 
 from policy.types import PolicySpec
 from sim.comparison import success_columns
-from sim.records import EpisodeRecord, Outcome, newest_by_key, read_records
+from sim.newest_records import newest_by_key
+from sim.records import EpisodeRecord, Outcome, read_records
 from sim.suites import parse_numbers
 from sim.sweep import Condition, Serving, SweepConfig
 

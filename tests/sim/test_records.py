@@ -8,19 +8,9 @@ import pytest
 
 from policy.results import REPOSITORY
 from policy.types import PolicySpec
-from sim.records import (
-    EndReason,
-    EpisodeLog,
-    EpisodeRecord,
-    Latency,
-    Outcome,
-    by_settings,
-    newest_by_key,
-    newest_of,
-    of_other_settings,
-    read_records,
-    write_archive,
-)
+from sim.archives import write_archive
+from sim.newest_records import by_settings, newest_by_key, newest_of, of_other_settings
+from sim.records import EndReason, EpisodeLog, EpisodeRecord, Latency, Outcome, read_records
 
 RECORD = EpisodeRecord(
     suite="libero_object",
