@@ -23,6 +23,7 @@ from policy.training.contact_sheet import save_contact_sheet
 from policy.training.datasets.lerobot import LeRobotFolder
 from policy.training.datasets.pictures import decode_picture
 from policy.training.datasets.rlds import RLDSFolder
+from policy.training.datasets.video import read_frames
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.drafter_training import DrafterTraining
 from policy.training.episode_reader import EpisodeReader, FrameSource
@@ -154,6 +155,55 @@ def test_rlds_steps_that_say_nothing(rlds_folder: Path, copied: Callable[[Path],
     reader = EpisodeReader(FrameSource(str(folder), "image"), "libero", PreprocessorSettings(), 1)
     assert {episode.instruction for episode in reader} == {CHEESE}
     assert reader.unlabelled == 2
+
+
+@lerobot
+def test_lerobot_episodes_of_other_splits_are_not_read(copied: Callable[[Path], Path], version: str) -> None:
+    folder = copied(lerobot_folder(version))
+    edit(folder / "meta" / "info.json", replacing('"train": "0:3"', '"train": "0:2", "test": "2:3"'))
+    assert sorted({episode.name for episode in LeRobotFolder(folder, STILL).episodes()}) == ["0", "1"]
+    edit(folder / "meta" / "info.json", replacing('"0:2"', "[0, 1]"))
+    with pytest.raises(ValueError, match=r'info.json has split train \[0, 1\]; it must be like "0:50"'):
+        LeRobotFolder(folder, STILL)
+    edit(folder / "meta" / "info.json", replacing('"train"', '"others"'))
+    assert len(LeRobotFolder(folder, STILL)) == 3
+
+
+def test_a_feature_without_information(copied: Callable[[Path], Path]) -> None:
+    folder = copied(lerobot_folder("v2.1"))
+    info = json.loads((folder / "meta" / "info.json").read_text())
+    for feature in info["features"].values():
+        feature["info"] = None
+    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    assert len(read(LeRobotFolder(folder, FRONT).episodes())) == 4
+
+
+def test_a_video_is_read_from_just_before_a_key_frame(tmp_path: Path) -> None:
+    """Of x264's open groups of pictures, whose key frames are decoded before frames that are shown before them."""
+    av = pytest.importorskip("av")
+    if "libx264" not in av.codecs_available:
+        pytest.skip("no x264 to write with")
+    with av.open(str(tmp_path / "open.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = 64
+        stream.options = {"x264-params": "open-gop=1:keyint=8:min-keyint=8:scenecut=0:bframes=3:b-adapt=0"}
+        for level in range(30):
+            picture = np.full((64, 64, 3), 8 * level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    for first in range(29):
+        times = [first / 10, (first + 1) / 10]
+        means = [frame.mean() for frame in read_frames(tmp_path / "open.mp4", times, 0.045)]
+        assert means == pytest.approx([8 * first, 8 * first + 8], abs=3)
+
+
+def test_a_picture_that_is_damaged(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    content = (tmp_path / "noise.png").read_bytes()
+    for damaged in (content[: len(content) // 2], content[:200] + bytes(100) + content[300:]):
+        with pytest.raises(ValueError, match=r"a picture of \d+ bytes is damaged"):
+            decode_picture(damaged)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 114043\n"

@@ -21,6 +21,7 @@ from policy.training.datasets.pictures import choose_camera, decode_picture
 from policy.training.datasets.video import read_frames
 
 FORMATS = ("v2.0", "v2.1", "v3.0")
+SPLIT = "train"
 _INFO = Path("meta", "info.json")
 
 
@@ -36,7 +37,7 @@ class _Place:
 
 
 class LeRobotFolder:
-    """One camera of a LeRobot data set.
+    """One camera of a LeRobot data set's training split, or of all episodes where it names none.
 
     camera: name of a feature, such as "observation.images.front"; left out, there must be only one with pictures.
     Raises ValueError for other formats, absent cameras and damaged files, FileNotFoundError for missing files.
@@ -115,10 +116,22 @@ class LeRobotFolder:
 
     def _find_places(self) -> list[_Place]:
         find = self._places_of_v3 if self.version == "v3.0" else self._places_of_v2
-        places = list(find())
+        numbers = self._training_split()
+        places = [place for place in find() if numbers is None or place.number in numbers]
         if not places:
             raise ValueError(f"{self.folder} has no episodes")
         return places
+
+    def _training_split(self) -> range | None:
+        """The episodes' numbers, None where the data set names no such split, and then all are read."""
+        split = (self._info.get("splits") or {}).get(SPLIT)
+        if split is None:
+            return None
+        try:
+            first, end = map(int, split.split(":"))
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f'{self.folder / _INFO} has split {SPLIT} {split!r}; it must be like "0:50"') from error
+        return range(first, end)
 
     def _places_of_v2(self) -> Iterator[_Place]:
         """A file for each episode."""

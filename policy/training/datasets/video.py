@@ -28,9 +28,7 @@ def read_frames(path: Path, times: Sequence[float], tolerance: float) -> Iterato
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            # To the last key frame before the first time; the frames between are decoded and passed over.
-            container.seek(int(max(0.0, time - tolerance) / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
+            for frame in _decoded_from(container, stream, time, tolerance):
                 if frame.time < time - tolerance:
                     continue
                 if frame.time > time + tolerance:
@@ -42,3 +40,21 @@ def read_frames(path: Path, times: Sequence[float], tolerance: float) -> Iterato
     except (av.FFmpegError, IndexError) as error:
         raise ValueError(f"{path} is no readable video: {error}{pointer_hint(path)}") from error
     raise ValueError(f"{path} ends before {time:.3f} s; it is cut short or of another data set")
+
+
+def _decoded_from(container: Any, stream: Any, time: float, tolerance: float) -> Iterator[Any]:
+    """Frames from the one at `time` on, or from an earlier one; whoever reads passes that over."""
+    back = 0.0
+    while True:
+        start = max(0.0, time - tolerance - back)
+        container.seek(int(start / stream.time_base), stream=stream)
+        frames = container.decode(stream)
+        first = next(frames, None)
+        if first is None or first.time <= time + tolerance or start == 0.0:
+            break
+        # Files list key frames by when they are decoded. In an open group of pictures one is decoded before frames that
+        # are shown before it, and those need the group before.
+        back = 2 * back or 1.0
+    if first is not None:
+        yield first
+        yield from frames
