@@ -17,6 +17,7 @@ from jsonargparse import ArgumentParser
 
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.drafter_training import DrafterTraining
+from policy.training.option_help import describe_options
 
 
 def plot_metrics(metrics_file: Path) -> Path:
@@ -49,6 +50,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(DrafterTrainingConfig)
+    describe_options(parser, DrafterTrainingConfig)
     return parser
 
 

@@ -26,21 +26,30 @@ class DrafterTrainingConfig:
         the camera gives; left out, it does where the target is of LIBERO.
     shape: "7b" widens the target to the sizes of the published OpenVLA-7B first, without changing what it computes; for
         measurements where no such checkpoint is at hand.
+    unnorm_key: which of the target's data sets it acts for; left out, the only one.
+    image_path: how the target sees what a camera gives; "auto" goes by that data set's name.
     kind: "eagle" and "parallel" are heads, "draft-vla" a small model of its own.
     output: the drafter's folder; left out, it is where serving looks for it, `drafters/<kind>` beside the target's
         weights, or `drafters/<kind>-7b` where the target is widened. Progress is kept in `<output>-training`.
     minutes, max_steps: training ends with whichever comes first, reading frames and asking the target for its actions
         before the first step not counted.
     capacity: frames kept in memory, 150,528 bytes each. held_out_every: one episode in so many is for validation.
-    batch_size, learning_rate: left out, the kind decides.
+    validation_frames: so many of those held out are drafted whenever progress is told.
+    batch_size, learning_rate: left out, the kind decides. final_rate: learning rate at the end, as a share of the
+        peak's. warmup_steps: so many until the peak is reached.
+    weight_decay: of AdamW. gradient_clip: longest gradient, by its norm.
     average_decay: what drafts is the mean of the weights over the last 1 / (1 - average_decay) steps, or over the last
         ninth of those made so far, whichever is shorter.
     feature_weight: heads only, weight of the smooth-L1 loss on hidden states beside the cross-entropy on bins.
     noise: heads only, uniform noise on the hidden states they read, as a share of their root mean square.
     smoothing_bins: draft-vla only, width of the Gaussian over bins it is taught with; 0 for the target's choice alone.
     network: draft-vla only, its sizes. augmentation: draft-vla only; colours vary, places do not.
-    save_seconds: for the head of a 7B target progress is 4 GB. resume: go on with a training cut short, which must have
-        been of the same target, kind and network and have held out the same episodes.
+    log_seconds: time from one validation to the next. decoders: processes that read demonstrations.
+    seed: of weights, frames drawn and noise. device: auto, cpu, cuda or cuda:N. dtype: the target's, auto, float32 or
+        bfloat16.
+    save_seconds: time from one saving of progress to the next; for the head of a 7B target progress is 4 GB.
+    resume: go on with a training cut short, which must have been of the same target, kind and network and have held out
+        the same episodes.
     """
 
     target: str
