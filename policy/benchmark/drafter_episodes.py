@@ -67,7 +67,8 @@ def split_of(drafters: Iterable[Path]) -> int:
     Raises ValueError where they differ.
     """
     notes = [folder.with_name(f"{folder.name}-training") / "config.json" for folder in drafters]
-    told = {note: json.loads(note.read_text(encoding="utf-8"))["held_out_every"] for note in notes if note.is_file()}
+    settings = {note: json.loads(note.read_text(encoding="utf-8")) for note in notes if note.is_file()}
+    told = {note: setting["held_out_every"] for note, setting in settings.items() if "held_out_every" in setting}
     if len(set(told.values())) > 1:
         listed = ", ".join(f"1 in {every} ({note.parent})" for note, every in told.items())
         raise ValueError(f"the drafters' trainings held out different episodes: {listed}; give --held-out-every")
