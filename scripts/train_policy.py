@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 
 from policy.training.behavior_cloning import BehaviorCloning
 from policy.training.config import TrainingConfig, UnknownInstructionError
+from policy.training.option_help import describe_options
 
 _EVALUATE = Path(__file__).resolve().parent / "eval_episodes.py"
 
@@ -81,6 +82,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", action="config", help="YAML with any of the options below")
     parser.add_class_arguments(TrainingConfig)
+    describe_options(parser, TrainingConfig)
     parser.add_argument("--evaluate", type=list[str], default=[], help="suites for episodes in closed loop at the end")
     parser.add_argument("--evaluation_states", type=str, default="0-9", help="official initial states for them")
     parser.add_argument("--evaluation_workers", type=int, default=2, help="simulator processes for them")

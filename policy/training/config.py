@@ -19,7 +19,10 @@ class NetworkSize:
     """Widths of the small policy: whole fractions of OpenVLA-7B's (1024, 1152, 4096) with its head sizes 64, 72 and
     128, so that repeating features widens it exactly to the published shape.
 
-    `*_blocks` counts the blocks that are computed; the layout's one further block per tower is stored unused.
+    dinov2_width, siglip_width, text_width: features of a token.
+    dinov2_blocks, siglip_blocks, text_layers: how many are computed; the layout's one further block per tower is stored
+        unused.
+    dinov2_mlp, siglip_mlp, text_mlp: hidden features of the MLPs.
     """
 
     dinov2_width: int = 256
@@ -86,6 +89,15 @@ class TrainingConfig:
     action_range: the 256 bins of pose component i cover ±action_range[i], so that standing still is the middle of a
         bin; None takes the first episodes' 1st and 99th percentiles, too narrow where other tasks follow later.
     initialize_from: checkpoint whose weights and action statistics to start from. resume: go on with a run cut short.
+    batch_size: frames a step, in each process. learning_rate, final_rate, warmup_steps: it rises to the first over so
+        many steps and falls to this share of it.
+    weight_decay: of AdamW, on matrices. gradient_clip: largest norm of a step's gradient.
+    capacity, validation_capacity: frames for which memory is set aside, 150,528 bytes each.
+    held_out_every: one episode in so many is for validation. refresh_seconds, log_seconds, save_seconds: how often it
+        looks for new episodes, writes a line of metrics, and saves state and policy.
+    decoders: processes that read episodes. seed: of weights and batches. device: auto, cpu, cuda or cuda:N.
+    compile: compile the network's blocks, which takes a minute or two. network: the sizes of a fresh one.
+    augmentation: how frames vary. objective: what is learnt.
     """
 
     demonstrations: list[Path]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
+import pytest
 from jsonargparse import ArgumentParser
 
 from policy.training.augmentation import AugmentationConfig
+from policy.training.config import NetworkSize, TrainingConfig
 from policy.training.drafter_config import DrafterTrainingConfig
+from policy.training.objective import ObjectiveConfig
 from policy.training.option_help import describe_options, option_texts
 
 
@@ -51,7 +54,8 @@ def test_help_has_them() -> None:
     assert "Beginning, and: what is no option" in shown
 
 
-def test_every_option_of_drafter_training_is_explained() -> None:
-    told = option_texts(DrafterTrainingConfig).keys()
-    assert {option.name for option in fields(DrafterTrainingConfig)} - told == set()
-    assert {option.name for option in fields(AugmentationConfig)} == option_texts(AugmentationConfig).keys()
+@pytest.mark.parametrize(
+    "config", [TrainingConfig, DrafterTrainingConfig, NetworkSize, AugmentationConfig, ObjectiveConfig]
+)
+def test_every_option_of_training_is_explained(config: type) -> None:
+    assert {option.name for option in fields(config)} - option_texts(config).keys() == set()
