@@ -43,11 +43,19 @@ sys.exit(script.main())
 """
 
 
+def heeding_signals() -> None:
+    """For a process to be: it would else ignore what this one ignores, as behind nohup or in a shell's background."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def started(folder: Path, seconds: float) -> tuple["subprocess.Popen[str]", Path]:
     """The script in a process group of its own, as a terminal's; and what its trainer tells, which is ready."""
     told = folder / "told"
     code = _AGGREGATION.format(trainer=_TRAINER, told=str(told), seconds=str(seconds), run=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=REPOSITORY, start_new_session=True, preexec_fn=heeding_signals
+    )
     deadline = time.monotonic() + 30
     while not (told.is_file() and "ready" in told.read_text()):
         assert process.poll() is None
@@ -71,7 +79,9 @@ def test_training_is_stopped_even_if_the_script_is_killed_at_once(tmp_path: Path
     time.sleep(0.25)
     process.kill()
     process.wait(30)
-    time.sleep(1.0)
+    deadline = time.monotonic() + 20
+    while "saved" not in told.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert told.read_text() == "ready SIGTERM saved"
 
 
