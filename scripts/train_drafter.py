@@ -4,13 +4,13 @@
 scripts/train_drafter.py --target policy/pretrained/libero --frames demos --kind eagle
 scripts/train_drafter.py --target runs/mine --frames my_data:episodes --kind draft-vla --minutes 20
 
-No labels are needed: a drafter learns what its target does. Stop it whenever you like; the same command goes on.
+No labels are needed: a drafter learns what its target does. Ctrl-C or SIGTERM saves and ends it, and the same command
+goes on from there; a second one ends it at once.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.drafter_training import DrafterTraining
 from policy.training.option_help import describe_options
+from policy.training.stopping import stopped_by_signals
 
 
 def plot_metrics(metrics_file: Path) -> Path:
@@ -62,9 +63,8 @@ def main() -> None:
         training = DrafterTraining(DrafterTrainingConfig(**values), lambda line: print(line, flush=True))
     except (ValueError, FileNotFoundError) as error:
         raise SystemExit(f"cannot train: {error}") from None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(training, "stopping", True))
-    score = training.run()
+    with stopped_by_signals(training):
+        score = training.run()
     if training.progress < 1:
         print(f"stopped at {training.progress:.1%}; the same command goes on from there")
     if training.step == 0:

@@ -11,11 +11,8 @@ Ctrl-C or SIGTERM saves and ends it, and the same command goes on from there; a 
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -23,6 +20,7 @@ from jsonargparse import ArgumentParser
 from policy.training.behavior_cloning import BehaviorCloning
 from policy.training.config import TrainingConfig, UnknownInstructionError
 from policy.training.option_help import describe_options
+from policy.training.stopping import stopped_by_signals
 
 _EVALUATE = Path(__file__).resolve().parent / "eval_episodes.py"
 
@@ -56,26 +54,6 @@ def plot_metrics(run: Path) -> Path:
     axes[2].set(title="frames in the store", xlabel="step")
     figure.savefig(run / "metrics.png", dpi=110)
     return run / "metrics.png"
-
-
-@contextmanager
-def stopped_by_signals(training: BehaviorCloning) -> Iterator[None]:
-    """Within, Ctrl-C or SIGTERM lets `training` end early and save; a second one ends the process at once."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in signals]
-
-    def stop(*_: object) -> None:
-        training.stopping = True
-        for number in signals:
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in signals:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
 
 
 def make_parser() -> ArgumentParser:

@@ -1,4 +1,4 @@
-"""`scripts/train_policy.py` is stopped by Ctrl-C and SIGTERM, once to save, twice to end."""
+"""Training is stopped by Ctrl-C and SIGTERM, once to save, twice to end."""
 
 import signal
 import subprocess
@@ -11,8 +11,7 @@ from policy.results import REPOSITORY
 _RUN = """
 import os, sys
 from types import SimpleNamespace
-sys.path.insert(0, "scripts")
-from train_policy import stopped_by_signals
+from policy.training.stopping import stopped_by_signals
 first, times = int(sys.argv[1]), int(sys.argv[2])
 training = SimpleNamespace(stopping=False)
 with stopped_by_signals(training):
