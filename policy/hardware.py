@@ -88,9 +88,10 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def keep_float32() -> None:
-    """Let no GPU round float32 to TF32 (10 bits of mantissa), which cuDNN's convolutions do unless told otherwise."""
+    """Let no convolution round float32 to TF32 (10 bits of mantissa) on a GPU, as cuDNN does unless told otherwise;
+    matrix products do so only where `torch.set_float32_matmul_precision` asks for it.
+    """
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _cpu_multiplies_bfloat16() -> bool:

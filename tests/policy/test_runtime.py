@@ -169,6 +169,19 @@ def test_an_error_that_no_action_survives_is_told_from_one_that_is_over(policy: 
         policy.act(observations()[0])
 
 
+def test_keeping_float32_leaves_what_training_asks_of_matrix_products() -> None:
+    """PyTorch refuses to tell its precision, and to compile, where it was asked for in two ways that differ."""
+    convolutions, products = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        hardware.keep_float32()
+        assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(products)
+
+
 def test_a_gpu_is_lost_when_it_cannot_even_wait(monkeypatch) -> None:
     def failing(device: torch.device) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
