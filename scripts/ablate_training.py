@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from policy.results import write_result
-from policy.training.demonstrations import Demonstration, list_demonstrations
+from policy.training.demonstrations import DemonstrationMeta, list_demonstrations
 from sim.collection import CollectionConfig, collect
 from sim.recording_worker import CollectionError
 from sim.server_process import ServerProcess
@@ -76,6 +76,7 @@ def main() -> None:
     except (CollectionError, RuntimeError) as error:
         raise SystemExit(f"cannot drive: {error}; the same command goes on") from None
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever stops this wants to see what there is
         report(chosen)
 
 
@@ -184,7 +185,7 @@ def drive(run: Path, chosen: Namespace, stopping: Event) -> None:
 def solved_by(run: Path) -> Solved:
     """Every episode that the policy of this run drove alone, and whether it solved it."""
     driven = run / "driven"
-    metas = [Demonstration.load(path).meta for path in list_demonstrations(driven)] if driven.is_dir() else []
+    metas = [DemonstrationMeta.load(path) for path in list_demonstrations(driven)] if driven.is_dir() else []
     return {(meta.suite, meta.task, meta.seed): meta.success for meta in metas}
 
 
@@ -199,7 +200,7 @@ def row_of(name: str, options: Mapping[str, Any], chosen: Namespace) -> dict[str
     row |= {"episodes_driven": rate.episodes, "successes": rate.successes, "rate": rate.rate if own else None}
     row |= {"wilson95_low": low, "wilson95_high": high}
     if own.keys() & others.keys():
-        row |= {f"against_recipe_{key}": value for key, value in asdict(compare_paired(own, others)).items()}
+        row |= {f"against_first_{key}": value for key, value in asdict(compare_paired(own, others)).items()}
     return row | {key: last[key] for key in ("step", "frames", "episodes", "train")} | {"held_out": held_out}
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -53,6 +54,12 @@ class DemonstrationMeta:
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
             raise ValueError(f"format version {self.format_version} is not {FORMAT_VERSION}, the one this code reads")
+
+    @classmethod
+    def load(cls, path: Path | str) -> DemonstrationMeta:
+        """Read this alone, without the frames; errors as of `Demonstration.load`."""
+        with _opened(path) as file:
+            return _read_meta(file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +154,26 @@ class Demonstration:
     @classmethod
     def load(cls, path: Path | str) -> Demonstration:
         """Read a file; DemonstrationError says what is wrong with one that is damaged or of another format."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                meta = _read_meta(json.loads(str(file["meta"])))
-                return cls(meta, **{name: file[name] for name in _ARRAYS})
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            raise DemonstrationError(f"{path} is not a demonstration of format {FORMAT_VERSION}: {error}") from error
+        with _opened(path) as file:
+            return cls(_read_meta(file), **{name: file[name] for name in _ARRAYS})
 
 
 _ARRAYS = tuple(entry.name for entry in fields(Demonstration) if entry.name != "meta")
 
 
-def _read_meta(stored: dict[str, Any]) -> DemonstrationMeta:
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Mapping[str, np.ndarray]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+        raise DemonstrationError(f"{path} is not a demonstration of format {FORMAT_VERSION}: {error}") from error
+
+
+def _read_meta(file: Mapping[str, np.ndarray]) -> DemonstrationMeta:
+    stored = json.loads(str(file["meta"]))
     if stored.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"its format version is {stored.get('format_version')}, this code reads {FORMAT_VERSION}")
     return DemonstrationMeta(**stored)

@@ -52,7 +52,7 @@ def test_variants_are_compared_episode_by_episode(tmp_path: Path) -> None:
     assert result["headline"] == {"recipe": 0.75, "no noise": 0.25}
     row = result["rows"][1]
     assert (row["changes"], row["step"], row["held_out"]) == ({"average_decay": 0.5}, 8, {"pose": 2.5})
-    assert (row["successes"], row["episodes_driven"], row["against_recipe_only_second"]) == (1, 4, 2)
+    assert (row["successes"], row["episodes_driven"], row["against_first_only_second"]) == (1, 4, 2)
     assert "1/4" in finished.stdout
 
 
@@ -65,4 +65,26 @@ def test_what_was_trained_is_told_although_a_later_variant_fails(tmp_path: Path)
     assert finished.returncode == 1
     assert f"{tmp_path / 'broken' / 'ablation.log'} says why" in finished.stderr
     assert "batch_size" in (tmp_path / "broken" / "ablation.log").read_text()
+    assert json.loads((tmp_path / "result.json").read_text())["headline"] == {"recipe": 0.5}
+
+
+STOPPED_TWICE = """
+import os, runpy, signal, sys
+import policy.results
+stop = lambda: os.kill(os.getpid(), signal.SIGTERM)
+write = policy.results.write_result
+policy.results.write_result = lambda *given: (stop(), write(*given))
+sys.argv = sys.argv[1:]
+main = runpy.run_path(sys.argv[0])["main"]
+main.__globals__["run_all"] = lambda chosen: stop()
+main()
+"""
+
+
+def test_being_stopped_again_while_reporting_costs_nothing(tmp_path: Path) -> None:
+    made_run(tmp_path / "recipe", [True, False])
+    options = ["--variants", '{"recipe": {}}', "--runs", str(tmp_path), "--output", str(tmp_path / "result.json")]
+    script = [sys.executable, "-c", STOPPED_TWICE, "scripts/ablate_training.py"]
+    finished = subprocess.run([*script, *options], cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode == 143, finished.stderr
     assert json.loads((tmp_path / "result.json").read_text())["headline"] == {"recipe": 0.5}
