@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sim import physics, rendering
+from sim.arm import speed_up_arms
 from sim.control_rate import rescaled
 from sim.drift import Drift
 from sim.memory import give_back_freed_memory
@@ -212,7 +213,7 @@ class LiberoEnv(gymnasium.Env[Observations, np.ndarray]):
                 )
             )
         physics.keep_only_camera(simulator.env, sample=self._take_wanted_frame)
-        physics.look_up_limits_once(simulator.env)
+        speed_up_arms(simulator.env)
         return simulator
 
     def _build_camera(self, mesh_cell: float) -> Camera:

@@ -6,14 +6,12 @@ Knows how robosuite 1.4 spends a reset (compiling a model it has compiled before
 Two of the three forward passes repeat what the one before has computed for the same positions and velocities; only the
 constraint solver goes on from where it stopped. So the passes after the first are cut down to that solver, which
 leaves every bit of the trajectory as it was (tests compare it with the untouched simulator). Observables nobody reads
-are not computed, limits that never change are looked up once, and the hand's Jacobians, which the controller asks for
-four times a substep, are computed once.
+are not computed. What a substep does for the arm is made faster elsewhere (`sim.arm`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,30 +40,6 @@ def keep_only_camera(domain: Any, sample: Callable[[], None]) -> None:
     camera = Observable(name="camera", sensor=read, sampling_rate=domain.control_freq)
     domain._observables = {"camera": camera}
     domain._setup_observables = lambda: {"camera": camera}
-
-
-def look_up_limits_once(domain: Any) -> None:
-    """Lets the robots of a robosuite environment keep their action and torque limits, which are read every substep."""
-    load_robots = domain._load_robots
-
-    def keep_limits() -> None:
-        for robot in domain.robots:
-            robot.__class__ = _with_kept_limits(robot.__class__)
-
-    def load_robots_with_limits() -> None:
-        load_robots()
-        keep_limits()
-
-    domain._load_robots = load_robots_with_limits
-    keep_limits()
-
-
-@functools.cache
-def _with_kept_limits(robot_class: Any) -> Any:
-    """The robosuite robot class, its limits cached: a reset makes new robots, so they hold for one episode."""
-    names = ("action_limits", "torque_limits")
-    kept = {name: functools.cached_property(getattr(robot_class, name).fget) for name in names}
-    return type(robot_class.__name__, (robot_class,), kept)
 
 
 @contextlib.contextmanager
@@ -137,14 +111,12 @@ def shared_forward_passes(sim: Any, shown: np.ndarray) -> Iterator[None]:
 
     model, data = sim.model._model, sim.data._data
     velocities_known = False
-    jacobians: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # by site, at the positions of the last pass
 
     def forward() -> None:
         nonlocal velocities_known
         if not velocities_known:
             mujoco.mj_step1(model, data)  # positions and velocities, and MuJoCo's check for diverged states
             velocities_known = True
-            jacobians.clear()
         mujoco.mj_forwardSkip(model, data, mujoco.mjtStage.mjSTAGE_VEL, 1)  # forces and constraints
 
     def step() -> None:
@@ -153,17 +125,8 @@ def shared_forward_passes(sim: Any, shown: np.ndarray) -> Iterator[None]:
         mujoco.mj_step2(model, data)
         velocities_known = False
 
-    def jacobians_of(site: str) -> tuple[np.ndarray, np.ndarray]:
-        if site not in jacobians:
-            linear, angular = np.zeros((3, model.nv)), np.zeros((3, model.nv))
-            mujoco.mj_jacSite(model, data, linear, angular, sim.model.site_name2id(site))
-            jacobians[site] = linear, angular
-        return jacobians[site]
-
     sim.forward, sim.step = forward, step
-    sim.data.get_site_jacp = lambda site: jacobians_of(site)[0]
-    sim.data.get_site_jacr = lambda site: jacobians_of(site)[1]
     try:
         yield
     finally:
-        del sim.forward, sim.step, sim.data.get_site_jacp, sim.data.get_site_jacr
+        del sim.forward, sim.step
