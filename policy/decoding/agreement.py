@@ -90,7 +90,7 @@ class Agreement:
 class Scripted:
     """A drafter that proposes what was put in its queue, in order: how a comparison drafts right and wrong."""
 
-    needs_features = False
+    needs_features, heeds_known = False, True
 
     def __init__(self, name: str) -> None:
         self.name = name

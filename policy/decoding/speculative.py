@@ -227,9 +227,17 @@ class SpeculativeDecoder:
                 row[name] = claims
         return found
 
-    def _propose(self, context: DraftContext) -> Proposals:
-        proposed = ((drafter.name, drafter.propose(context)) for drafter in self._drafters)
-        return {name: action for name, action in proposed if action is not None}
+    def _propose(self, context: DraftContext, before: Proposals | None = None) -> Proposals:
+        """What drafters expect. before: what they expected when nothing was known, which holds for those that do not
+        heed what is.
+        """
+        found: Proposals = {}
+        for drafter in self._drafters:
+            kept = None if before is None or drafter.heeds_known else before
+            action = drafter.propose(context) if kept is None else kept.get(drafter.name)
+            if action is not None:
+                found[drafter.name] = action
+        return found
 
     def _draft_tail(
         self, action: ActionProgress, context: DraftContext, proposals: Proposals, claims: Proposals
@@ -245,13 +253,16 @@ class SpeculativeDecoder:
             tokens = guess[start:DRAFTED_DIMENSIONS]
             unknown = np.flatnonzero(tokens == UNKNOWN)
             return Draft.chain(start, tokens[: unknown[0] if len(unknown) else None].tolist(), JACOBI)
-        again = self._propose(context.knowing(action.choices))
+        again = self._propose(context.knowing(action.choices), proposals)
         return self._placement.plan(start, {JACOBI: guess} | again, claims)
 
     def _complete(self, guess: np.ndarray, proposals: Proposals) -> np.ndarray:
         """A guess with what it lacks from the first drafter that has an opinion."""
         for proposal in proposals.values():
-            guess = np.where(guess == UNKNOWN, proposal, guess)
+            lacks = guess == UNKNOWN
+            if not lacks.any():
+                break
+            guess = np.where(lacks, proposal, guess)
         return guess
 
     def _conclude(

@@ -39,8 +39,10 @@ class Verification:
     @classmethod
     def unpack(cls, packed: np.ndarray, nodes: int) -> Verification:
         """From what `judge` gives for a tree of so many nodes."""
-        columns = np.split(packed, np.cumsum([2, 1 + nodes, 1 + nodes, nodes]), axis=1)
-        return cls(columns[0][:, 0], columns[0][:, 1], *columns[1:])
+        drafted, emitted = 3 + nodes, 4 + 2 * nodes  # where these begin
+        forced = emitted + nodes
+        columns = packed[:, 2:drafted], packed[:, drafted:emitted], packed[:, emitted:forced], packed[:, forced:]
+        return cls(packed[:, 0], packed[:, 1], *columns)
 
 
 def judged_columns(nodes: int, rule: AcceptanceRule) -> int:

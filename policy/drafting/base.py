@@ -43,11 +43,13 @@ class DraftContext:
 class Drafter(Protocol):
     """Proposes whole actions. One drafter serves all sessions; what belongs to one session is in the context.
 
-    needs_features: whether `DraftContext.features` must be there.
+    needs_features: whether `DraftContext.features` must be there. heeds_known: whether `DraftContext.known` changes
+    what it proposes; others are asked once for each action.
     """
 
     name: str
     needs_features: bool
+    heeds_known: bool
 
     def propose(self, context: DraftContext) -> np.ndarray | None:
         """The bins expected for the next action, int64 `[7]`, or None for no opinion. Entries of dimensions that are

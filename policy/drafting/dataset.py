@@ -16,7 +16,7 @@ class DatasetMean:
     """
 
     name = "dataset"
-    needs_features = False
+    needs_features = heeds_known = False
 
     def __init__(self, statistics: ActionStatistics) -> None:
         mean = statistics.mean if statistics.mean is not None else (statistics.q01 + statistics.q99) / 2

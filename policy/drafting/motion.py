@@ -77,7 +77,7 @@ class MotionDrafter:
     """Extrapolates what the target chose; nothing at the first step, the previous action at the second."""
 
     name = "motion"
-    needs_features = False
+    needs_features = heeds_known = False
 
     def __init__(self, coefficients: MotionCoefficients) -> None:
         self._coefficients = coefficients

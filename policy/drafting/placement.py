@@ -187,6 +187,8 @@ class _Growth:
             drafters.append(option.drafter)
             depths.append(self._start if parent == ROOT else depths[parent] + 1)
             standings.append(tuple(map(max, nothing if parent == ROOT else standings[parent], option.standings)))
+            if len(tokens) == nodes:
+                break
             self._offer(options, index + 1, parent, before)
             if depths[node] + 1 < DRAFTED_DIMENSIONS:
                 self._offer(self._at(depths[node] + 1, standings[node]), 0, node, -negated)

@@ -11,7 +11,7 @@ class PreviousAction:
     """What the target chose last; nothing at the first step."""
 
     name = "previous"
-    needs_features = False
+    needs_features = heeds_known = False
 
     def propose(self, context: DraftContext) -> np.ndarray | None:
         return context.history[-1] if len(context.history) else None

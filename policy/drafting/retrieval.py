@@ -16,6 +16,8 @@ from policy.openvla.config import ACTION_BINS, ACTION_DIMENSIONS
 # pictures do whose features differ by their own length.
 _BINS_AS_FAR_AS_ANOTHER_PICTURE = 16.0
 _NO_ACTION = -1
+# Moments whose distances are kept while their actions are decoded.
+_MOST_MEASURED = 64
 
 
 class Retrieval:
@@ -26,7 +28,7 @@ class Retrieval:
     """
 
     name = "retrieval"
-    needs_features = True
+    needs_features = heeds_known = True
 
     def __init__(self, capacity: int = 4096) -> None:
         self._instructions = np.zeros(capacity, np.int64)
@@ -34,25 +36,44 @@ class Retrieval:
         self._squares = np.zeros(capacity, np.float32)  # of the pictures' lengths
         self._bins = np.zeros((capacity, 2 * ACTION_DIMENSIONS), np.float32)  # of the action before, and of this one
         self._count = 0
+        # Of moments whose actions are being decoded: the arrays that they are told by, and distances from them.
+        self._measured: dict[tuple[int, ...], tuple[tuple[np.ndarray, np.ndarray], np.ndarray]] = {}
 
     def propose(self, context: DraftContext) -> np.ndarray | None:
+        distance = self._distances_once(context)
+        if not len(distance):
+            return None
+        if known := len(context.known):
+            decided = self._bins[: len(distance), ACTION_DIMENSIONS : ACTION_DIMENSIONS + known]
+            apart = np.abs(decided - np.array(context.known, np.float32)).sum(axis=1)
+            distance = distance + apart / _BINS_AS_FAR_AS_ANOTHER_PICTURE
+        return self._bins[distance.argmin(), ACTION_DIMENSIONS:].astype(np.int64)
+
+    def _distances_once(self, context: DraftContext) -> np.ndarray:
+        """The same for what becomes known of one action, token by token."""
+        moment = _sketch(context), context.history
+        key = (context.instruction_key, *map(id, moment))
+        if key not in self._measured:
+            if len(self._measured) >= _MOST_MEASURED:
+                self._measured.clear()
+            self._measured[key] = moment, self._distances(context)
+        return self._measured[key][1]
+
+    def _distances(self, context: DraftContext) -> np.ndarray:
+        """Of what is known before a pass, to each moment that is held; none where no instruction is the same."""
         held = min(self._count, len(self._bins))
         alike = self._instructions[:held] == context.instruction_key
         if not alike.any():
-            return None
-        sketch, known = _sketch(context), context.known
+            return np.zeros(0, np.float32)
+        sketch = _sketch(context)
         # All rows at once and without a copy of those that count: a full index is a megabyte.
         squares = self._squares[:held] + sketch @ sketch - 2 * (self._pictures[:held] @ sketch)
-        sought, weights = np.zeros((2, 2 * ACTION_DIMENSIONS), np.float32)
-        sought[:ACTION_DIMENSIONS], weights[:ACTION_DIMENSIONS] = _previous(context), 1 / ACTION_DIMENSIONS
-        places = slice(ACTION_DIMENSIONS, ACTION_DIMENSIONS + len(known))
-        sought[places], weights[places] = known, 1
-        apart = np.abs(self._bins[:held] - sought) @ weights
+        apart = np.abs(self._bins[:held, :ACTION_DIMENSIONS] - _previous(context)).mean(axis=1)
         distance = np.sqrt(squares.clip(min=0)) + apart / _BINS_AS_FAR_AS_ANOTHER_PICTURE
-        nearest = np.where(alike, distance, np.inf).argmin()
-        return self._bins[nearest, ACTION_DIMENSIONS:].astype(np.int64)
+        return np.where(alike, distance, np.float32(np.inf))
 
     def observe(self, context: DraftContext, action: np.ndarray) -> None:
+        self._measured.clear()
         row, sketch = self._count % len(self._bins), _sketch(context)
         self._instructions[row] = context.instruction_key
         self._pictures[row], self._squares[row] = sketch, sketch @ sketch

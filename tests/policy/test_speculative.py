@@ -51,7 +51,7 @@ def frames(small_model: OpenVLA) -> list[Frame]:
 class Told:
     """Proposes what it is told to, step after step."""
 
-    name, needs_features = "told", False
+    name, needs_features, heeds_known = "told", False, True
 
     def __init__(self, actions: list[np.ndarray]) -> None:
         self._actions = iter(actions)

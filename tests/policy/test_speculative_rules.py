@@ -79,7 +79,7 @@ class Chains:
 class Somebody:
     """A drafter that says what it is told to, here by `answer`."""
 
-    name, needs_features = "somebody", False
+    name, needs_features, heeds_known = "somebody", False, True
 
     def __init__(self, answer: Any = lambda context: None) -> None:
         self._answer = answer
