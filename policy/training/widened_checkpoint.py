@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from policy.drafting.motion import MOTION_FILE
-from policy.drafting.registry import FOLDER, trained_drafters, trained_folder
+from policy.drafting.registry import FOLDER
 from policy.openvla.checkpoint import (
     CONFIG_FILE,
     INDEX_FILE,
@@ -34,7 +34,7 @@ from policy.openvla.checkpoint import (
 )
 from policy.openvla.config import OpenVLAConfig
 from policy.training.widen import TargetSizes, Widening
-from policy.training.widened_drafters import write_widened_drafters
+from policy.training.widened_drafters import drafters_beside, write_widened_drafters
 
 GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"
@@ -77,7 +77,7 @@ def widen_checkpoint(
         for name, content in contents.items():
             (fresh / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         (fresh / CARD_FILE).write_text(model_card(source, widening, dtype), encoding="utf-8")
-        folders = {name: trained_folder(source, name) for name in trained_drafters(source, {})}
+        folders = drafters_beside(source, widening.target)
         write_widened_drafters(folders, model, widening.target.language, fresh / FOLDER)
         _write_weights(fresh, widening, model.state_dict(), dtype, max_shard_bytes, on_file or (lambda path: None))
         fresh.rename(output)

@@ -18,7 +18,7 @@ from policy.drafting.head_checkpoint import load_head, save_head
 from policy.drafting.head_network import HeadConfig, HeadNetwork
 from policy.drafting.registry import HEADS, SEEING_DRAFTERS, trained_drafters, trained_folder
 from policy.openvla.checkpoint import CONFIG_FILE
-from policy.openvla.config import LanguageConfig
+from policy.openvla.config import LanguageConfig, OpenVLAConfig
 from policy.openvla.model import OpenVLA
 from policy.training.repeated_features import Axis, Sides, joined
 from policy.training.widen import layer_sides
@@ -35,11 +35,18 @@ def drafters_for_wide(checkpoint: Path, weights: Mapping[str, Path]) -> dict[str
     """Folders of the drafters, by name, that a small target widened to 7B can use: where `weights` says, those trained
     for the wide target, or else the small one's own, which `write_widened_drafters` widens.
     """
+    return drafters_beside(checkpoint, OpenVLAConfig()) | {name: Path(folder) for name, folder in weights.items()}
+
+
+def drafters_beside(checkpoint: Path, wide: OpenVLAConfig) -> dict[str, Path]:
+    """Folders of the drafters beside a small target, by name, that it can use once it is widened to `wide`: where that
+    is 7B, those trained for it come first.
+    """
     folders = {name: trained_folder(checkpoint, name) for name in trained_drafters(checkpoint, {})}
-    for name in (*SEEING_DRAFTERS, *HEADS):
-        if (wide := trained_folder(checkpoint, wide_folder_name(name))).is_dir():
-            folders[name] = wide
-    return folders | {name: Path(folder) for name, folder in weights.items()}
+    if wide == OpenVLAConfig():
+        own = {name: trained_folder(checkpoint, wide_folder_name(name)) for name in (*SEEING_DRAFTERS, *HEADS)}
+        folders |= {name: folder for name, folder in own.items() if folder.is_dir()}
+    return folders
 
 
 def widened_head(small: HeadNetwork, language: LanguageConfig) -> HeadNetwork:

@@ -22,11 +22,17 @@ from policy.drafting.parallel import ParallelHead
 from policy.drafting.reading_head import ReadingHead
 from policy.drafting.registry import trained_drafters
 from policy.openvla.checkpoint import CheckpointError, load_checkpoint
+from policy.openvla.config import OpenVLAConfig
 from policy.openvla.model import OpenVLA
 from policy.training.drafter_config import DrafterTrainingConfig
 from policy.training.widen import TargetSizes, widened
 from policy.training.widened_checkpoint import widen_checkpoint
-from policy.training.widened_drafters import drafters_for_wide, widened_head, write_widened_drafters
+from policy.training.widened_drafters import (
+    drafters_beside,
+    drafters_for_wide,
+    widened_head,
+    write_widened_drafters,
+)
 
 SIZES = TargetSizes(text_width=288, text_mlp=480, vocabulary=1000)
 HEADS: list[type[ReadingHead]] = [EagleHead, ParallelHead]
@@ -114,6 +120,9 @@ def test_drafters_trained_for_the_wide_target_come_before_those_to_widen(tmp_pat
         "draft-vla": tmp_path / "drafters" / "draft-vla-7b",
         "parallel": Path("elsewhere"),
     }
+    beside = {name: tmp_path / "drafters" / name for name in ("eagle", "parallel")}
+    shorter = replace(OpenVLAConfig(), maximum_tokens=512)
+    assert drafters_beside(tmp_path, shorter) == beside, "another shape has nothing of 7B's"
     assert trained_drafters(tmp_path, {}) == ["eagle", "parallel"], "a small target has nothing of the wide one's"
     assert DrafterTrainingConfig("target", "demos", "eagle", shape="7b").folder_name == "eagle-7b"
     assert DrafterTrainingConfig("target", "demos", "eagle").folder_name == "eagle"
