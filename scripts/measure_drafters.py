@@ -11,6 +11,8 @@ published. Trained ones are looked for beside the target's weights and in --weig
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +50,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--camera", type=str | None, default=None, help="of a LeRobot or RLDS data set")
     parser.add_argument("--turned", type=bool | None, default=None, help="whether it stores pictures turned")
     parser.add_argument("--warming", type=int, default=1, help="episodes played first and not counted")
+    limit = "seconds after which no frame begins; what was played until then is told"
+    parser.add_argument("--time-limit", type=float, default=math.inf, help=limit)
     shapes = "7b: widened to OpenVLA-7B's sizes, and heads with it"
     parser.add_argument("--shape", type=Literal["own", "7b"], default="own", help=shapes)
     parser.add_argument("--acceleration", type=str, default="none", help=", ".join(PRESETS))
@@ -74,6 +78,7 @@ def main() -> None:
 @torch.inference_mode()
 def measure(chosen: Namespace, scratch: Path) -> list[dict[str, Any]]:
     """A row for each decoding. scratch: an empty folder, for drafters that are widened with their target."""
+    until = time.monotonic() + chosen.time_limit
     target, weights = ReplayTarget.load(chosen), dict(chosen.weights)
     folders = drafter_folders(target, chosen)
     judged = judged_episodes(target, chosen, folders)
@@ -90,13 +95,13 @@ def measure(chosen: Namespace, scratch: Path) -> list[dict[str, Any]]:
     if not chosen.decoding:
         configs = drafter_configs(trained_drafters(target.directory, weights))
     runners = [Runner(config.build(material)) for config in configs]
-    race(runners, [target.episode(logged) for logged in judged.warming])
+    race(runners, [target.episode(logged) for logged in judged.warming], until)
     for runner in runners:
         runner.forget()
-    race(runners, [target.episode(logged) for logged in judged.measured])
+    played = race(runners, [target.episode(logged) for logged in judged.measured], until)
     shared = {"device": str(target.model.device), "dtype": target.dtype, "target": chosen.checkpoint}
     shared |= {"shape": chosen.shape, "acceleration": chosen.acceleration}
-    shared |= {"episodes": len(judged.measured), "held_out_episodes": judged.held_out}
+    shared |= {"episodes": played, "held_out_episodes": sum(judged.held_out[:played])}
     rows = [runner.row() | settings_of(config) | shared for runner, config in zip(runners, configs, strict=True)]
     plain = rows[0]["mean_ms"]
     return [row | {"further_tokens": further_tokens(row), "speedup_over_plain": plain / row["mean_ms"]} for row in rows]

@@ -21,14 +21,14 @@ WAY_OUT = "give more of them, another --held-out-every, or --all true, which als
 @dataclass(frozen=True, slots=True)
 class JudgedEpisodes:
     """warming: played first and not counted. measured: played and counted.
-    held_out: how many of the measured ones training holds out.
+    held_out: of each measured one, whether training holds it out.
 
     Each is a demonstration's path, or an episode that was read already.
     """
 
     warming: Sequence[Path | SizedEpisode]
     measured: Sequence[Path | SizedEpisode]
-    held_out: int
+    held_out: Sequence[bool]
 
 
 def choose_demonstrations(
@@ -48,7 +48,7 @@ def choose_demonstrations(
         measured = [path for path in pool if path not in first][:count]
     if not measured:
         raise ValueError(f"{len(paths)} demonstrations leave none to measure with after {warming} to warm; {WAY_OUT}")
-    return JudgedEpisodes(first, measured, sum(path.name in names for path in measured))
+    return JudgedEpisodes(first, measured, [path.name in names for path in measured])
 
 
 def choose_of_data_set(reader: EpisodeReader, held_out_every: int, count: int, warming: int) -> JudgedEpisodes:
@@ -57,7 +57,7 @@ def choose_of_data_set(reader: EpisodeReader, held_out_every: int, count: int, w
     if len(taken) <= warming:
         raise ValueError(f"there are {len(taken)} episodes held out, at least {warming + 1} are needed; {WAY_OUT}")
     measured = taken[warming:]
-    held_out = sum(is_held_out(episode.name, held_out_every) for episode in measured)
+    held_out = [is_held_out(episode.name, held_out_every) for episode in measured]
     return JudgedEpisodes(taken[:warming], measured, held_out)
 
 

@@ -6,6 +6,7 @@ compares tokens in depth.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -88,13 +89,20 @@ class Runner:
         }
 
 
-def race(runners: Sequence[Runner], episodes: Sequence[LoggedEpisode]) -> None:
-    """All frames of all episodes; the first runner's tokens are what others are compared with."""
+def race(runners: Sequence[Runner], episodes: Sequence[LoggedEpisode], until: float = math.inf) -> int:
+    """All frames of all episodes, or as many as begin before `until`, in seconds of time.monotonic, but one at least;
+    the first runner's tokens are what others are compared with. Returns how many episodes were begun.
+    """
+    begun = 0
     for episode in episodes:
         for step in range(len(episode)):
+            if begun and time.monotonic() >= until:
+                break
+            begun += step == 0
             pixels = episode.pixels(step).to(runners[0].decoder.model.device)
             tokens = [runner.run(episode, pixels) for runner in runners]
             for runner, own in zip(runners, tokens, strict=True):
                 runner.equal += bool((own == tokens[0]).all())
         for runner in runners:
             runner.decoder.forget(episode.name)
+    return begun

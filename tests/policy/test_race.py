@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -46,6 +47,19 @@ def test_rows_add_up(acting_model: OpenVLA) -> None:
     assert row["tokens_per_pass"] == pytest.approx(7 / row["passes"])
     assert row["mean_ms"] >= row["vision_ms"] + row["prefill_ms"]
     assert row["p50_ms"] <= row["p95_ms"]
+
+
+@torch.inference_mode()
+def test_a_race_ends_with_its_time(acting_model: OpenVLA, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    runners = [Runner(AutoregressiveDecoder(acting_model)) for _ in range(2)]
+    episodes = [still_episode("a", 3), still_episode("b", 4), still_episode("c", 5)]
+    # Asked before every frame but the first: frames of a at 0 and 1, of b at 2 and 3.
+    assert race(runners, episodes, until=4) == 2
+    assert [len(runner.traces) for runner in runners] == [5, 5]
+    assert race(runners, episodes, until=0) == 1, "one frame at least"
+    assert [len(runner.traces) for runner in runners] == [6, 6]
 
 
 @torch.inference_mode()
