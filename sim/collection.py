@@ -126,7 +126,8 @@ class Summary:
 
     skipped: episodes that an earlier run stored or tried in vain. remaining: not attempted yet.
     frames: stored by this run.
-    attempts, successes: of this run, by suite.
+    attempts, successes: of this run, by suite. errors: episodes of this run that broke off, which say nothing of
+    whoever drove and are no attempts; the next run tries them again.
     """
 
     skipped: int
@@ -135,6 +136,7 @@ class Summary:
     seconds: float = 0.0
     attempts: dict[str, int] = field(default_factory=dict)
     successes: dict[str, int] = field(default_factory=dict)
+    errors: int = 0
 
     def add(self, outcome: Outcome, seconds: float) -> None:
         """Count one outcome, `seconds` after the start."""
@@ -142,6 +144,9 @@ class Summary:
         self.remaining -= 1
         self.frames += outcome.steps if stored else 0
         self.seconds = seconds
+        if outcome.result == "error":
+            self.errors += 1
+            return
         self.attempts[outcome.suite] = self.attempts.get(outcome.suite, 0) + 1
         self.successes[outcome.suite] = self.successes.get(outcome.suite, 0) + outcome.solved
 
@@ -151,7 +156,7 @@ class Summary:
         return (
             f"{self.seconds:.0f} s: {episodes} episodes, {self.remaining} to go, {self.skipped} skipped,"
             f" {self.frames} frames; {episodes / seconds:.2f} episodes/s, {self.frames / seconds:.1f} frames/s;"
-            f" solved {solved or 'none yet'}"
+            f" solved {solved or 'none yet'}" + (f"; {self.errors} errors, to be repeated" if self.errors else "")
         )
 
 
