@@ -100,6 +100,22 @@ def test_retrieval_finds_the_moment_that_looked_alike() -> None:
     assert drafter.propose(DraftContext(1, history(50), features=nearly)) is None
 
 
+def test_retrieval_measures_a_moment_once_and_heeds_what_is_known() -> None:
+    drafter, picture = Retrieval(), np.ones(SKETCHED, np.float32)
+    for action in (10, 20):
+        drafter.observe(DraftContext(1, history(50), features=picture), np.full(7, action))
+    moment, measured = DraftContext(1, history(50), features=picture), []
+    measure = drafter._distances
+    drafter._distances = lambda context: measured.append(context) or measure(context)
+    assert drafter.propose(moment).tolist() == [10] * 7
+    assert drafter.propose(moment.knowing([20])).tolist() == [20] * 7
+    assert drafter.propose(moment.knowing([20, 11, 9])).tolist() == [10] * 7
+    assert len(measured) == 1
+    drafter.observe(moment, np.full(7, 10))
+    drafter.propose(moment)
+    assert len(measured) == 2, "there is one more to be near to"
+
+
 def test_retrieval_tells_alike_pictures_apart_by_the_action_before() -> None:
     drafter, picture = Retrieval(), np.ones(SKETCHED, np.float32)
     for before, action in ((10, 1), (200, 2)):

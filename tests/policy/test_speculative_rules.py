@@ -129,6 +129,20 @@ def test_whatever_is_drafted(
             )
 
 
+def test_drafters_are_asked_again_only_if_they_heed_what_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, wrong, asked = MockTarget(3, 0.0), np.zeros(7, np.int64), {"steady": [], "heeding": []}
+    monkeypatch.setattr(judged_passes, "TargetPasses", target.passes)
+    drafters = [Somebody(lambda context, name=name: asked[name].append(len(context.known)) or wrong) for name in asked]
+    for drafter, name in zip(drafters, asked, strict=True):
+        drafter.name, drafter.heeds_known = name, name == "heeding"
+    _, (trace,) = run(target, decoder_for(target, ("exact", {}), drafters=drafters, tail="tree"), batch=1)
+    assert trace.target_passes > 2
+    assert asked["steady"] == [0]
+    assert asked["heeding"][0] == 0
+    assert len(asked["heeding"]) > 2
+    assert asked["heeding"] == sorted(set(asked["heeding"]))
+
+
 @pytest.mark.parametrize("rule", ["spec-vla", "corrected"])
 def test_a_radius_of_zero_is_exact_acceptance(monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     """Not only the tokens: trees, passes and who drafted them, which is why sweeps measure it once."""
