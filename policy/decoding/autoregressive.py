@@ -18,6 +18,7 @@ from policy.decoding.cache import CachePool, StaticCache
 from policy.decoding.capture import Record, captured
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
+from policy.decoding.transfer import mark
 from policy.openvla.config import ACTION_DIMENSIONS
 from policy.openvla.model import OpenVLA
 from policy.types import DecodeTrace
@@ -80,6 +81,7 @@ class AutoregressiveDecoder:
             deviation_bins=(0,) * ACTION_DIMENSIONS,
             sources=("",) * ACTION_DIMENSIONS,
         )
+        mark(tokens.device, patient=len(tokens) > 1)()
         return tokens[: len(sessions)].cpu(), [trace] * len(sessions)
 
     def steps(self, prompts: PromptBatch) -> Iterator[GreedyStep]:

@@ -16,11 +16,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from policy.decoding.acceptance import make_rule, rule_settings
+from policy.decoding.acceptance.stall import StallGuard, check_stall_actions
 from policy.decoding.autoregressive import AutoregressiveDecoder
 from policy.decoding.physical import ControllerScale
 from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.speculative import SpeculativeDecoder, Tail
 from policy.decoding.stopwatch import Stopwatch
+from policy.decoding.verification import PathChoice
 from policy.drafting.placement import Placement
 from policy.drafting.registry import DRAFTERS, HEADS, SEEING_DRAFTERS, DrafterMaterial, check_drafters, check_head
 from policy.openvla.model import OpenVLA
@@ -29,6 +31,7 @@ from policy.types import DecodeTrace
 
 FOLDER = REPOSITORY / "configs" / "decoding"
 MOST_NODES = 128
+EXACT = "exact"
 PHYSICAL = "physical"
 
 
@@ -71,6 +74,9 @@ class DecodingConfig:
     as long as they are short; as many as `nodes` unless given. confidence: nodes less probable to stand are left out.
     tail: how the rest is drafted after the first pass, see `SpeculativeDecoder`.
     acceptance, tolerance: the rule and its options, see `docs/acceptance.md`.
+    path: which of several accepted drafts are followed, see `policy.decoding.verification`.
+    stall_actions: after so many actions that repeat each other on an unchanged picture, decoding is exact until one of
+    the two changes; None never checks. Neither this nor the path matters to "exact".
     controller: what the robot makes of an action of 1, for tolerances in millimetres and milliradians; known for LIBERO
     and BridgeData V2 unless given.
     """
@@ -86,6 +92,8 @@ class DecodingConfig:
     tail: Tail = "tree"
     acceptance: str = "exact"
     tolerance: Mapping[str, Any] = field(default_factory=dict)
+    path: PathChoice = "nearest"
+    stall_actions: int | None = 4
     controller: ControllerScale | None = None
 
     def __post_init__(self) -> None:
@@ -93,7 +101,11 @@ class DecodingConfig:
             object.__setattr__(self, "controller", ControllerScale(**self.controller))
         if not self.name:
             raise ValueError("a decoding configuration needs a name, by which results tell it from others")
-        for option, choices in (("decoder", ("autoregressive", "speculative")), ("tail", get_args(Tail))):
+        for option, choices in (
+            ("decoder", ("autoregressive", "speculative")),
+            ("tail", get_args(Tail)),
+            ("path", get_args(PathChoice)),
+        ):
             if getattr(self, option) not in choices:
                 raise ValueError(f"{option} is {getattr(self, option)!r}; it must be one of {', '.join(choices)}")
         for option in ("nodes", "tail_nodes"):
@@ -114,6 +126,8 @@ class DecodingConfig:
         if strangers := sorted(set(self.weights) - trained):
             raise ValueError(f"weights are given for {', '.join(strangers)}, which nobody here uses or trains")
         rule_settings(self.acceptance, self.tolerance)
+        if self.stall_actions is not None:
+            check_stall_actions(self.stall_actions)
 
     @classmethod
     def load(cls, name_or_file: str | Path) -> DecodingConfig:
@@ -151,6 +165,10 @@ class DecodingConfig:
             return ""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         settings = {name: value for name, value in given.items() if name not in ("name", "weights")}
+        if self.acceptance == EXACT:
+            settings.pop("stall_actions", None)
+        if self.acceptance == EXACT or self.path == "longest":
+            del settings["path"]  # as it was before there was a choice: older records tell the same
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -174,6 +192,8 @@ class DecodingConfig:
         material = replace(material, weights=dict(material.weights) | dict(self.weights))
         controller = self.controller_or(material.controller)
         rule = make_rule(self.acceptance, self.tolerance, material.statistics, controller, material.model.device)
+        if self.acceptance != EXACT and self.stall_actions is not None:
+            rule = StallGuard(rule, self.stall_actions)
         return SpeculativeDecoder(
             material.model,
             rule,
@@ -183,5 +203,6 @@ class DecodingConfig:
             self.name,
             [SEEING_DRAFTERS[drafter](material) for drafter in self.drafters if drafter in SEEING_DRAFTERS],
             None if self.head is None else HEADS[self.head](material),
+            self.path,
             material.record(),
         )

@@ -21,7 +21,7 @@ from policy.decoding.prompt_batch import PromptBatch
 from policy.decoding.target_passes import TargetPasses
 from policy.decoding.transfer import mark, shared_memory
 from policy.decoding.tree import DRAFTED_DIMENSIONS, TREE_COLUMNS, Draft, TokenTree
-from policy.decoding.verification import Verification, judge, judged_columns
+from policy.decoding.verification import PathChoice, Verification, judge, judged_columns
 from policy.openvla.config import ACTION_DIMENSIONS
 from policy.openvla.model import OpenVLA
 
@@ -91,8 +91,9 @@ class Desk:
 class JudgedPasses:
     """Passes over the same prompts: `lay` first, then `prefill`, and then any number of `extend`.
 
-    nodes: the largest number of nodes of any tree. keeps_hidden: whether hidden states are kept for a head. record:
-    replays everything that belongs to a pass as one; it runs launch by launch unless given.
+    nodes: the largest number of nodes of any tree. path: which accepted drafts are followed, see `verification`.
+    keeps_hidden: whether hidden states are kept for a head. record: replays everything that belongs to a pass as one;
+    it runs launch by launch unless given.
     """
 
     def __init__(
@@ -100,10 +101,11 @@ class JudgedPasses:
         model: OpenVLA,
         rule: AcceptanceRule,
         nodes: int,
+        path: PathChoice = "nearest",
         keeps_hidden: bool = False,
         record: Record | None = None,
     ) -> None:
-        self._model, self._rule, self._nodes = model, rule, nodes
+        self._model, self._rule, self._nodes, self._path = model, rule, nodes, path
         self._keeps_hidden = keeps_hidden
         self._caches = CachePool(model)
         self._desks: dict[tuple[int, int], Desk] = {}
@@ -151,7 +153,7 @@ class JudgedPasses:
         asked[:, _REMEMBERED + 1 : _KNOWN] = [[*ids, *_PADDING][:DRAFTED_DIMENSIONS] for ids in decided]
         asked[:, _KNOWN:] = TokenTree.pack(drafts, nodes)
         run((), desk, note)
-        mark(self._model.device)()
+        mark(self._model.device, patient=len(drafts) > 1)()
         return Verification.unpack(note.told.numpy().copy(), nodes)
 
     def _run_prefill(self, desk: Desk, note: Note) -> None:
@@ -178,7 +180,9 @@ class JudgedPasses:
     ) -> None:
         if self._keeps_hidden:
             desk.hidden[:, : 1 + tree.nodes].copy_(passes.hidden)
-        told = judge(self._rule, self._model.config.action_vocabulary, tree, logits, known.state, desk.still)
+        told = judge(
+            self._rule, self._model.config.action_vocabulary, tree, logits, known.state, desk.still, self._path
+        )
         note.told.copy_(told, non_blocking=True)
 
     def _make_desk(self, prompts: PromptBatch) -> Desk:

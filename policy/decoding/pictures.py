@@ -60,7 +60,7 @@ class Sketcher:
             self._found[batch] = shared_memory((batch, SKETCHED), torch.float32, self._device)
         found = self._found[batch]
         self._run((pixels,), found)
-        wait = mark(self._device)
+        wait = mark(self._device, patient=batch > 1)
 
         def read() -> np.ndarray:
             wait()

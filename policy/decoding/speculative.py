@@ -28,7 +28,7 @@ from policy.decoding.prompt_batch import PromptBatch, Sight
 from policy.decoding.stopwatch import Stopwatch
 from policy.decoding.transfer import Upload
 from policy.decoding.tree import DRAFTED_DIMENSIONS, Draft
-from policy.decoding.verification import Verification
+from policy.decoding.verification import PathChoice, Verification
 from policy.drafting.base import DraftContext, Drafter, Head, Pending, SeeingDrafter
 from policy.drafting.placement import Placement
 from policy.openvla.config import IMAGE_SIDE, PATCHES
@@ -70,7 +70,8 @@ class SpeculativeDecoder:
     placement: merges what they propose into a tree. tail: what drafts the tokens that the first pass left open:
     "jacobi" (what the target said along refused branches), "tree" (that, the drafters again and the head if there is
     one), "head" (it alone) or "plain" (nothing). seeing: asked before the prompt is read; what they said serves the
-    tail "tree", too. record: how passes are replayed, see `JudgedPasses`.
+    tail "tree", too. path: which of several accepted drafts are followed, see `policy.decoding.verification`. record:
+    how passes are replayed, see `JudgedPasses`.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SpeculativeDecoder:
         name: str = "speculative",
         seeing: Sequence[SeeingDrafter] = (),
         head: Head | None = None,
+        path: PathChoice = "nearest",
         record: Record | None = None,
     ) -> None:
         self.model = model
@@ -99,7 +101,7 @@ class SpeculativeDecoder:
         self._lessons: list[_Lesson] = []
         self._sketched = tuple(drafter.name for drafter in self._drafters if drafter.needs_features)
         self._sketcher = Sketcher(model.device, record) if self._sketched else None
-        self._passes = JudgedPasses(model, rule, self._most_nodes, head is not None, record)
+        self._passes = JudgedPasses(model, rule, self._most_nodes, path, head is not None, record)
 
     @property
     def _most_nodes(self) -> int:

@@ -44,8 +44,14 @@ def shared_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devi
     return torch.zeros(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
-def mark(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done all that its stream was given so far, so that what it wrote can be read."""
+def mark(device: torch.device, patient: bool = False) -> Callable[[], None]:
+    """What waits until the device has done all that its stream was given so far, so that what it wrote can be read.
+
+    patient: leave the processor to others meanwhile. Waiting for a batch of many clients, some of which simulate on the
+    same machine, takes a core of it else; looking again and again notices the end some ten microseconds earlier.
+    """
     if device.type != "cuda":
         return lambda: None
-    return torch.cuda.current_stream(device).record_event().synchronize
+    event = torch.cuda.Event(blocking=patient)
+    event.record(torch.cuda.current_stream(device))
+    return event.synchronize

@@ -2,19 +2,30 @@
 
 Knows which tokens are action tokens, and picks the path. Knows nothing of how logits came about, or of what a rule
 tolerates.
+
+Of several drafts that a rule lets stand at one position, which is followed matters as much as the rule. The longest
+accepted path of the tree is the published choice. But what the target says at a node it says after the drafts above
+it, so looking for the longest path is looking for the beginning, of all those within tolerance, that makes a draft come
+true: a previous action that says "stand still" is confirmed again and again, by way of a first coordinate a few bins
+off, while the target would go on. See `docs/acceptance.md` for what that costs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, Verdict, target_choice
+from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState, target_choice
 from policy.decoding.tree import ROOT, TokenTree
 from policy.openvla.config import ACTION_BINS
+
+# "nearest": from the root on, the accepted draft that is nearest to the target's choice is followed. "longest": of all
+# paths of accepted drafts the longest.
+PathChoice = Literal["nearest", "longest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,7 @@ def judge(
     logits: Tensor,
     state: AcceptanceState,
     still: Tensor,
+    path: PathChoice = "nearest",
 ) -> Tensor:
     """Judge a tree by the target's float32 logits `[B, 1 + N, vocabulary]`, after the root and after each node.
 
@@ -71,23 +83,36 @@ def judge(
     of_parents = of_bins.gather(1, parents[:, :, None].expand(-1, -1, ACTION_BINS))
     verdict = rule.accept(tree, of_parents, tree.depths, state)
     is_action = (choices >= first) & (choices < action_vocabulary)
-    last = longest_path(tree, verdict, is_action.gather(1, parents))
+    stands = verdict.accepted & is_action.gather(1, parents) & tree.valid
+    if path == "nearest":
+        stands = nearest_children(tree, stands, verdict.distance)
+    last = longest_path(tree, stands, verdict.distance)
     ends = torch.stack([last, still], dim=1)
     forced = rule.forced_exact(state).long()
     return torch.cat([ends, choices, target_choice(of_bins), verdict.emitted, forced], dim=1)
 
 
-def longest_path(tree: TokenTree, verdict: Verdict, allowed: Tensor) -> Tensor:
-    """The last node of the longest path from the root of which every node is accepted, int64 `[B]`, or ROOT.
-
-    Among equally long ones that with the smallest sum of distances; among those the first. allowed: bool `[B, N]`,
-    nodes that may be accepted at all.
+def nearest_children(tree: TokenTree, stands: Tensor, distance: Tensor) -> Tensor:
+    """Of the nodes that stand, bool `[B, N]`, only the nearest to the target's choice under each parent, and of equally
+    near ones the first: at most one path is left.
     """
-    stands = verdict.accepted & allowed & tree.valid
+    nodes = tree.nodes
+    # Unequal numbers in which a bin of distance outweighs any place in the tree.
+    rank = torch.where(stands, distance, ACTION_BINS) * nodes + torch.arange(nodes, device=distance.device)
+    siblings = tree.parents[:, :, None] == tree.parents[:, None, :]
+    return stands & ~(siblings & (rank[:, None, :] < rank[:, :, None])).any(dim=-1)
+
+
+def longest_path(tree: TokenTree, stands: Tensor, distance: Tensor) -> Tensor:
+    """The last node of the longest path from the root of which every node stands, int64 `[B]`, or ROOT.
+
+    Among equally long ones that with the smallest sum of distances; among those the first. stands: bool `[B, N]`.
+    distance: int64 `[B, N]`, from the target's choice.
+    """
     reached = ~(tree.ancestors & ~stands[:, None, :]).any(dim=-1)  # [B, N]: the node and all its ancestors stand
     length = tree.ancestors.sum(dim=-1)
-    distance = (tree.ancestors * verdict.distance[:, None, :]).sum(dim=-1)
+    summed = (tree.ancestors * distance[:, None, :]).sum(dim=-1)
     # A path has at most 6 nodes of distance 255, so a token more always outweighs any distance.
-    score = torch.where(reached, length * 8 * ACTION_BINS - distance, 0)
+    score = torch.where(reached, length * 8 * ACTION_BINS - summed, 0)
     nothing = score.new_zeros(len(score), 1)
     return torch.cat([nothing, score], dim=1).argmax(dim=1) + ROOT

@@ -63,14 +63,12 @@ def is_typical(ratio: float, robot: Robot, dimension: int, token: int, logits: S
 
 
 def is_physically_harmless(
-    settings: PhysicalSettings, robot: Robot, dimension: int, token: int, choice: int, error: float, repeats: int
+    settings: PhysicalSettings, robot: Robot, dimension: int, token: int, choice: int, error: float
 ) -> bool:
     """error: the state's signed error of this dimension, in bins."""
     delta = token - choice
     if delta == 0:
         return True
-    if repeats >= settings.stall_actions:
-        return False
     if dimension == 6:
         return abs(delta) <= settings.gripper_bins and robot.same_side(token, choice)
     size, rest = robot.size(dimension), robot.rest(dimension)

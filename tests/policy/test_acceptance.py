@@ -105,7 +105,6 @@ physical_options = st.fixed_dictionaries(
         "budget_mm": st.sampled_from([0.0, 1.713, 5.0371, None]),
         "budget_mrad": st.sampled_from([0.0, 3.317, 10.191, None]),
         "retained": st.sampled_from([0.0, 0.5, 0.9, 1.0]),
-        "stall_actions": st.integers(1, 6),
         "emit": st.sampled_from(["draft", "target"]),
     }
 )
@@ -173,7 +172,6 @@ def test_physical_equals_the_oracle(seed: int, options: dict[str, Any]) -> None:
             token,
             choice,
             float(case.state.signed_error[row, dimension]),
-            int(case.state.repeats[row]),
         ),
     )
     assert torch.equal(verdict.emitted, case.tree.tokens if chosen.emit == "draft" else case.choice)
@@ -313,7 +311,6 @@ def test_the_gripper_is_one_more_dimension_where_its_side_is_not_protected(name:
         ("physical", {"floor_bins": 256}, "floor_bins is 256"),
         ("physical", {"gripper_bins": -1}, "gripper_bins is -1"),
         ("physical", {"retained": 1.1}, "retained is 1.1"),
-        ("physical", {"stall_actions": 0}, "stall_actions is 0"),
         ("physical", {"emit": "both"}, "emit is 'both'"),
     ],
 )

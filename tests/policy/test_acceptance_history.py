@@ -1,58 +1,21 @@
-"""What the physical rule remembers of an episode: the sum of its errors, and whether the robot is stuck."""
+"""What the physical rule remembers of an episode: the sum of its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged_episode import POSE, STATISTICS, Episode
 
 from policy.decoding.acceptance import make_rule
-from policy.decoding.acceptance.base import AcceptanceRule, AcceptanceState
-from policy.decoding.physical import ActionUnits
-from policy.decoding.tree import Draft, TokenTree
-from policy.openvla.action_tokens import ActionStatistics
+from policy.decoding.acceptance.base import AcceptanceState
 
-STATISTICS = ActionStatistics(-np.ones(7), np.ones(7), np.array([True] * 6 + [False]))
-UNITS = ActionUnits.from_statistics(STATISTICS)  # 0.392 mm and 3.92 mrad per bin
-POSE = 6
 GENEROUS: dict[str, Any] = {"translation_mm": 4.0, "rotation_mrad": 40.0, "relative": 1.0, "floor_bins": 10}
 NO_BUDGET: dict[str, Any] = {"budget_mm": None, "budget_mrad": None}
-
-
-@dataclass
-class Episode:
-    """One session whose six pose components are drafted in one chain; what is refused, the target decides.
-
-    Every position has its own logits here, whatever came before it, so a chain that is refused at one node is judged
-    on: dimensions are tested independently.
-    """
-
-    rule: AcceptanceRule
-    state: AcceptanceState = field(default_factory=lambda: AcceptanceState.fresh(1))
-    deviations: list[np.ndarray] = field(default_factory=list)
-
-    def step(self, choice: np.ndarray, drafted: np.ndarray, still: bool = False) -> np.ndarray:
-        """One action; which of the six drafted components were accepted."""
-        logits = torch.zeros(1, POSE, 256)
-        logits[0, torch.arange(POSE), torch.from_numpy(choice[:POSE])] = 1.0
-        tree = TokenTree.of([Draft.chain(0, drafted[:POSE].tolist(), "test")], POSE)
-        verdict = self.rule.accept(tree, logits, tree.depths, self.state)
-        target = torch.from_numpy(choice)[None]
-        emitted = target.clone()
-        emitted[:, :POSE] = torch.where(verdict.accepted, verdict.emitted, target[:, :POSE])
-        self.deviations.append((emitted - target)[0].numpy())
-        self.state = self.rule.update(self.state, emitted, emitted - target, torch.tensor([still]))
-        return verdict.accepted[0].numpy()
-
-    def drift(self) -> np.ndarray:
-        """Commanded deviation `[ticks, 6]` in mm and mrad."""
-        return np.array(self.deviations)[:, :POSE] * UNITS.bin_sizes[:POSE]
 
 
 def lagging(choice: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -108,7 +71,7 @@ def test_an_exhausted_budget_still_takes_what_makes_up_for_it() -> None:
     assert episode.step(choice, choice + steps).all()
     assert not episode.rule.forced_exact(episode.state).any()
     assert episode.step(choice, choice + steps).all()
-    assert episode.rule.forced_exact(episode.state).tolist() == [[True, False]]
+    assert episode.rule.forced_exact(episode.state).tolist() == [[True]]
     assert not episode.step(choice, choice + steps).any()
     assert not episode.step(choice, choice - [1, 1, 1, 1, 1, 1, 0]).any()
     assert episode.step(choice, choice - np.array(steps)).all()
@@ -130,35 +93,6 @@ def test_emitting_the_target_leaves_nothing_to_add_up() -> None:
         assert episode.step(choice, choice - 2).all()
     assert not episode.drift().any()
     assert not episode.state.signed_error.any()
-
-
-def test_a_stall_forces_exactness_until_something_changes() -> None:
-    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 3}, STATISTICS))
-    choice, hold = np.full(7, 200), np.full(7, 203)
-
-    def hold_accepted(still: bool) -> bool:
-        return bool(episode.step(choice, hold, still).all())
-
-    assert [hold_accepted(still=True) for _ in range(4)] == [True] * 4  # the first action and three repetitions
-    assert episode.rule.forced_exact(episode.state).tolist() == [[False, True]]
-    assert not hold_accepted(still=True)  # and so the action changes, by the target's own choice
-    assert hold_accepted(still=True)
-
-
-def test_a_target_that_wants_to_stand_still_is_decoded_exactly_all_along() -> None:
-    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 2}, STATISTICS))
-    choice = np.full(7, 200)
-    for _ in range(3):
-        episode.step(choice, choice, still=True)
-    assert [bool(episode.step(choice, choice + 1, still=True).any()) for _ in range(5)] == [False] * 5
-    episode.step(choice, choice, still=False)  # the picture moves
-    assert episode.step(choice, choice + 1, still=True).all()
-
-
-def test_repeating_an_action_while_the_picture_moves_is_no_stall() -> None:
-    episode = Episode(make_rule("physical", GENEROUS | NO_BUDGET | {"stall_actions": 1}, STATISTICS))
-    choice = np.full(7, 200)
-    assert all(episode.step(choice, choice + 1, still=False).all() for _ in range(10))
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,11 @@ def test_configurations_are_told_apart_by_their_settings() -> None:
     base = DecodingConfig.load("spec-vla")
     assert replace(base, name="other").digest == base.digest
     assert replace(base, tolerance={"radius": 5}).digest != base.digest
+    assert replace(base, path="nearest").digest != base.digest
+    assert replace(base, stall_actions=4).digest != base.digest
     assert DecodingConfig.load("autoregressive").digest == ""
+    exact = DecodingConfig.load("exact")  # to which neither matters
+    assert replace(exact, path="longest", stall_actions=None).digest == exact.digest
 
 
 def test_an_installation_without_its_repository_says_what_is_missing(tmp_path: Path) -> None:
@@ -104,6 +108,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("drafters: [motion, motion]\n", "each drafter can be named once"),
         ("tail: fluffy\n", "tail"),
         ("confidence: 1.0\n", "confidence is 1.0"),
+        ("path: scenic\n", "path"),
+        ("stall_actions: 0\n", "stall_actions is 0; it must be at least 1 repetition, or null"),
         ("acceptance: friendly\n", "no acceptance rule 'friendly'"),
         ("acceptance: corrected\ntolerance: {radius: 999}\n", "radius is 999"),
     ],

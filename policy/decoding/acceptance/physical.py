@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,8 +29,6 @@ class PhysicalSettings:
     floor_bins: ... or so many bins, whichever is more.
     budget_mm, budget_mrad: largest leaky sum of signed deviations of a component; 0 is exact, None sets no limit.
     retained: share of that sum that is left at the next action; 1 never forgets.
-    stall_actions: after so many repetitions of an action on an unchanged picture, decoding is exact until one of the
-        two changes.
     emit: the "draft", so that what is executed is within tolerance and what follows is conditioned on it, or the
         "target"'s own choice, as `Corrected` does; the budget then has nothing to count.
     """
@@ -43,7 +41,6 @@ class PhysicalSettings:
     budget_mm: float | None = 5.0
     budget_mrad: float | None = 10.0
     retained: float = 0.9
-    stall_actions: int = 4
     emit: Literal["draft", "target"] = "draft"
 
     def __post_init__(self) -> None:
@@ -59,8 +56,6 @@ class PhysicalSettings:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 to {ACTION_BINS - 1} bins")
         if not 0 <= self.retained <= 1:
             raise ValueError(f"retained is {self.retained}; it must be 0 (forget at once) to 1 (never forget)")
-        if self.stall_actions < 1:
-            raise ValueError(f"stall_actions is {self.stall_actions}; it must be at least 1 repetition")
         if self.emit not in ("draft", "target"):
             raise ValueError(f"emit is {self.emit!r}; it must be 'draft' or 'target'")
 
@@ -93,23 +88,22 @@ class Physical(AcceptanceRule):
     - gripper: within `gripper_bins`, and open for open, closed for closed
     - budget: `|retained e + delta| <= budget / size`, e being the leaky sum of executed deviations up to the last
       action, `e' = retained e + delta`
-    - stall: after `stall_actions` repeated actions on an unchanged picture nothing but delta = 0
 
     Sources: a tolerance that follows the motion as in KERV (arXiv 2603.01581), a bound on summed deviations as in HeiSD
-    (arXiv 2603.17573, there over one action), care at low speed as in SP-VLA (arXiv 2506.12723). Units, direction, the
-    sum over time and the stall guard are this project's.
+    (arXiv 2603.17573, there over one action), care at low speed as in SP-VLA (arXiv 2506.12723). Units, direction and
+    the sum over time are this project's.
 
     Guarantees, when drafts are emitted, that each coordinate is within tolerance of what the target chooses after the
     coordinates emitted before it, and never against its direction; that the leaky sum of these deviations stays within
     the budget E at every tick, hence their plain sum over any n ticks within
-    `E (1 + retained + (1 - retained) (n - 1))`; and that no stall goes on because a draft repeated it.
+    `E (1 + retained + (1 - retained) (n - 1))`.
     Cannot guarantee closeness to plain decoding of the whole action (a choice may jump when what precedes it changes),
     nor anything of the path that is driven: tolerances are of commanded motion, of which an arm covers a part per tick.
     Emitting the target's choices gives up the first guarantee, see `Corrected`.
     """
 
     name = "physical"
-    forced_reasons = ("budget", "stall")
+    forced_reasons = ("budget",)
 
     def __init__(self, settings: PhysicalSettings, units: ActionUnits, device: torch.device | str) -> None:
         radii = settings.radii(units)
@@ -129,23 +123,15 @@ class Physical(AcceptanceRule):
         deviation = tokens - choice
         summed = (self._settings.retained * state.signed_error).gather(1, depths) + deviation
         accepted = self._intervals.contain(tokens, choice, depths)
-        accepted &= (summed.abs() <= self._budget[depths]) & ~self._stalled(state)[:, None]
+        accepted &= summed.abs() <= self._budget[depths]
         emitted = tokens if self._settings.emit == "draft" else choice
         return Verdict(accepted | (deviation == 0), emitted, deviation.abs())
 
     def forced_exact(self, state: AcceptanceState) -> Tensor:
-        """Bool `[B, 2]`. "budget": in some dimension with a tolerance, no further bin in the sum's direction fits."""
+        """Bool `[B, 1]`. "budget": in some dimension with a tolerance, no further bin in the sum's direction fits."""
         summed = self._settings.retained * state.signed_error
         exhausted = (summed.abs() + 1 > self._budget) & (self._radii > 0)
-        return torch.stack([exhausted.any(dim=1), self._stalled(state)], dim=1)
+        return exhausted.any(dim=1, keepdim=True)
 
     def update(self, state: AcceptanceState, emitted: Tensor, deviation: Tensor, still: Tensor) -> AcceptanceState:
-        repeated = still & (emitted == state.previous).all(dim=1)
-        return AcceptanceState(
-            signed_error=self._settings.retained * state.signed_error + deviation,
-            previous=emitted,
-            repeats=torch.where(repeated, state.repeats + 1, 0),
-        )
-
-    def _stalled(self, state: AcceptanceState) -> Tensor:
-        return state.repeats >= self._settings.stall_actions
+        return replace(state, signed_error=self._settings.retained * state.signed_error + deviation)
