@@ -37,6 +37,17 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
         ]
         for base in (DecodingConfig.load("spec-vla"), corrected)
     }
+    longest = [
+        replace(
+            corrected,
+            name=f"corrected, longest path, r={radius}",
+            tolerance={"radius": radius},
+            path="longest",
+            stall_actions=None,
+        )
+        for radius in RADII
+        if radius > 0
+    ]
     tolerances = [
         replace(
             physical,
@@ -47,7 +58,7 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
     ]
     rules = [DecodingConfig.load(name) for name in RULES]
     known = {_nameless(rule): rule for rule in rules}
-    groups = {"drafters": drafted, **swept, "physical": tolerances}
+    groups = {"drafters": drafted, **swept, "longest": longest, "physical": tolerances}
     shared = {group: [known.get(_nameless(config), config) for config in own] for group, own in groups.items()}
     return {"rules": rules, **shared}
 
