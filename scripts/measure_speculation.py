@@ -165,7 +165,8 @@ def settings_of(config: DecodingConfig) -> dict[str, Any]:
 def conditions_of(records: Sequence[EpisodeRecord]) -> dict[str, str]:
     """On what a decoding ran; errors know it only in part."""
     shared = conditions(records)
-    return {name: shared[name] for name in ("device", "dtype", "decoding_digest", "checkpoint_hash")}
+    kept = ("hardware", "renderer", "device", "dtype", "decoding_digest", "checkpoint_hash")
+    return {name: shared[name] for name in kept}
 
 
 def over_all_suites(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -197,12 +198,13 @@ def headline(rows: list[dict[str, Any]], agreement: Path) -> dict[str, float | N
 def table_of(rows: list[dict[str, Any]]) -> Table:
     table = Table("decoding", "suite", "solved", "points", "p", "passes", title="Speculation against plain decoding")
     for row in rows:
-        points, p_value = (row.get(name) for name in ("points", "mcnemar_p"))
+        points, low, high = (row.get(name) for name in ("points", "points95_low", "points95_high"))
+        p_value = row.get("mcnemar_p")
         table.add_row(
             row["decoding"],
             row["suite"],
             f"{row['successes']}/{row['episodes']}",
-            "" if points is None else f"{points:+.1f}",
+            "" if points is None else f"{points:+.1f} ({low:+.1f} to {high:+.1f})",
             "" if p_value is None else f"{p_value:.2f}",
             "" if row["passes"] is None else f"{row['passes']:.2f}",
         )

@@ -9,12 +9,15 @@ import lzma
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sim.newest_records import newest_by_key
 from sim.records import ARCHIVED, LOCK_STEP, EpisodeRecord
+
+if TYPE_CHECKING:
+    from policy.decoding.config import DecodingConfig
 
 
 def write_archive(path: Path, records: Iterable[EpisodeRecord]) -> int:
@@ -32,6 +35,16 @@ def write_archive(path: Path, records: Iterable[EpisodeRecord]) -> int:
     unfinished.write_bytes(lzma.compress(lines, preset=9))
     unfinished.replace(path)
     return len(kept)
+
+
+def under_present_name(records: Iterable[EpisodeRecord], config: DecodingConfig) -> list[EpisodeRecord]:
+    """The same episodes, of a decoding that has been given another name since: its settings, which their digest tells,
+    must be this configuration's. Raises ValueError for episodes of other settings, or that do not tell theirs.
+    """
+    own = list(records)
+    if strangers := sorted({str(record.decoding_digest) for record in own} - {config.digest}):
+        raise ValueError(f"{config.name} has the digest {config.digest}, these episodes {', '.join(strangers)}")
+    return [replace(record, decoder=config.name) for record in own]
 
 
 def _rounded(value: Any) -> Any:

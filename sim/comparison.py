@@ -66,16 +66,19 @@ def success_columns(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
 
 
 def paired_columns(records: Sequence[EpisodeRecord], baseline: Sequence[EpisodeRecord]) -> dict[str, Any]:
-    """McNemar's comparison with the baseline; points are percentage points of the success rate."""
+    """McNemar's comparison with the baseline; points are percentage points of the success rate, with 95 % bounds."""
     own, theirs = _solved(records), _solved(baseline)
     if not own.keys() & theirs.keys():
         return {"paired_episodes": 0}
     paired = compare_paired(own, theirs)
+    low, high = paired.interval()
     return {
         "paired_episodes": paired.episodes,
         "solved_only_here": paired.only_first,
         "solved_only_by_baseline": paired.only_second,
-        "points": 100 * (paired.only_first - paired.only_second) / paired.episodes,
+        "points": paired.points,
+        "points95_low": low,
+        "points95_high": high,
         "mcnemar_p": paired.p_value,
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from policy.decoding.config import DecodingConfig
 from policy.drafting.registry import DRAFTERS
 
-RULES = ("exact", "spec-vla", "corrected", "physical", "typical", "default")
+RULES = ("exact", "spec-vla", "default", "physical", "typical")
 RADII = (0, 1, 2, 3, 5, 7, 9, 12, 15, 20)
 # Millimetres and milliradians; the first keeps translation exact.
 TOLERANCES = ((0.0, 8.0), (0.5, 1.0), (1.25, 2.5), (2.5, 5.0), (5.0, 10.0))
@@ -23,24 +23,24 @@ def decoding_groups() -> dict[str, list[DecodingConfig]]:
     trees of other sizes and other tails save is told by logged frames (`scripts/check_decoding.py`), since their tokens
     are the same.
     """
-    exact, corrected, physical = (DecodingConfig.load(name) for name in ("exact", "corrected", "physical"))
+    exact, default, physical = (DecodingConfig.load(name) for name in ("exact", "default", "physical"))
     drafted: list[DecodingConfig] = []
-    for base in (exact, corrected):
+    for base in (exact, default):
         drafted += [replace(base, name=f"{base.name}, {name}", drafters=(name, "dataset")) for name in DRAFTERS
                     if name != "dataset"]  # fmt: skip
     swept = {
-        base.name: [
+        base.acceptance: [
             exact  # which a radius of zero is, to the last token
             if radius == 0
-            else replace(base, name=f"{base.name}, r={radius}", tolerance={"radius": radius})
+            else replace(base, name=f"{base.acceptance}, r={radius}", tolerance={"radius": radius})
             for radius in RADII
         ]
-        for base in (DecodingConfig.load("spec-vla"), corrected)
+        for base in (DecodingConfig.load("spec-vla"), default)
     }
     longest = [
         replace(
-            corrected,
-            name=f"corrected, longest path, r={radius}",
+            default,
+            name=f"{default.acceptance}, longest path, r={radius}",
             tolerance={"radius": radius},
             path="longest",
             stall_actions=None,

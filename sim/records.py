@@ -138,6 +138,11 @@ class EpisodeRecord:
         """What differs from the official evaluation: in the protocol, and in the statistics that scale the actions."""
         return self.protocol_deviations + foreign_statistics(self.unnorm_key, self.suite)
 
+    @property
+    def machine(self) -> str:
+        """The hardware in a line; "" where it is not told."""
+        return ", ".join(f"{name}: {value}" for name, value in self.hardware.items())
+
     def is_of(self, spec: PolicySpec) -> bool:
         """Whether this policy ran it, as far as is told of both; device and versions do not count."""
         names = ("policy_id", "checkpoint_hash", "unnorm_key", "decoder")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,21 @@ class PairedComparison:
     only_first: int
     only_second: int
     p_value: float
+
+    @property
+    def points(self) -> float:
+        """The first's success rate less the second's, in percentage points."""
+        return 100 * (self.only_first - self.only_second) / self.episodes
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Bounds of `points`: Wald's for paired rates with half an episode added to each of the four outcomes (Agresti
+        and Min 2005, Statistics in Medicine 24), so that no disagreement at all does not pass for certainty.
+        """
+        episodes, first, second = self.episodes + 2, self.only_first + 0.5, self.only_second + 0.5
+        difference = (first - second) / episodes
+        error = math.sqrt((first + second) / episodes - difference**2) / math.sqrt(episodes)
+        reach = NormalDist().inv_cdf((1 + confidence) / 2) * error
+        return 100 * (difference - reach), 100 * (difference + reach)
 
 
 def compare_paired(first: Mapping[Hashable, bool], second: Mapping[Hashable, bool]) -> PairedComparison:

@@ -123,6 +123,7 @@ def conditions(records: Sequence[EpisodeRecord]) -> dict[str, Any]:
         "clock": told("clock"),
         "timing": listed(record.timing for record in records),
         "renderer": told("renderer"),
+        "hardware": told("machine"),
         "protocol_deviations": listed(record.deviations for record in records),
     }
 

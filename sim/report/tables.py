@@ -120,12 +120,11 @@ def origin_table(records: Sequence[EpisodeRecord]) -> Table:
         return "\n".join(dict.fromkeys(str(value) for value in values if value not in ("", {}, ())))
 
     versions = sorted({f"{name} {version}" for record in records for name, version in record.versions.items()})
-    hardware = (", ".join(f"{name}: {value}" for name, value in record.hardware.items()) for record in records)
     finished = [record.finished_at for record in records]
     rows = {
         "command": told(record.command for record in records),
         "commit": told(record.commit for record in records),
-        "hardware": told(hardware),
+        "hardware": told(record.machine for record in records),
         "policy": told(f"{r.policy_id} on {r.device} in {r.dtype}" for r in records),
         "weights": told(record.checkpoint_hash for record in records),
         "privileged": told(record.privileged for record in records),

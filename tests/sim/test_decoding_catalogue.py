@@ -20,4 +20,4 @@ def test_what_differs_in_its_name_only_is_measured_once():
     radii = [config.tolerance.get("radius", 0) for config in groups["corrected"]]
     assert radii == sorted(radii)
     assert groups["corrected"][0] is groups["rules"][0]  # a radius of zero is exact acceptance
-    assert {"corrected", "default"} < {config.name for config in groups["corrected"]}
+    assert "default" in {config.name for config in groups["corrected"]}

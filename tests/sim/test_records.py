@@ -6,9 +6,10 @@ from dataclasses import replace
 import msgspec
 import pytest
 
+from policy.decoding.config import DecodingConfig
 from policy.results import REPOSITORY
 from policy.types import PolicySpec
-from sim.archives import write_archive
+from sim.archives import under_present_name, write_archive
 from sim.newest_records import by_settings, newest_by_key, newest_of, of_other_settings
 from sim.records import EndReason, EpisodeLog, EpisodeRecord, Latency, Outcome, read_records
 
@@ -191,3 +192,11 @@ def test_the_script_archives_several_files(tmp_path):
     refused = subprocess.run([*command, "more.jsonl"], cwd=REPOSITORY, capture_output=True, text=True)
     assert refused.returncode == 1
     assert refused.stderr.startswith("cannot archive: ")
+
+
+def test_archived_episodes_get_the_present_name_of_their_decoding_only() -> None:
+    config = DecodingConfig.load("default")
+    old = replace(RECORD, decoder="corrected", decoding_digest=config.digest)
+    assert under_present_name([old], config) == [replace(old, decoder="default")]
+    with pytest.raises(ValueError, match=f"default has the digest {config.digest}, these episodes 0123"):
+        under_present_name([old, replace(old, decoding_digest="0123")], config)

@@ -35,6 +35,16 @@ def test_mcnemar_is_the_exact_two_sided_test():
     comparison = compare_paired(first, second)
     assert (comparison.only_first, comparison.only_second) == (9, 1)
     assert comparison.p_value == pytest.approx(2 * (1 + 10) / 2**10)  # two tails of a fair coin, 10 throws
+    assert comparison.points == 40
+    low, high = comparison.interval()
+    assert 9 < low < 12  # (9.5 - 1.5) / 22 and 1.96 errors of 0.132 to either side
+    assert 60 < high < 64
+
+
+def test_agreeing_everywhere_leaves_an_interval():
+    low, high = compare_paired(dict.fromkeys(range(800), True), dict.fromkeys(range(800), True)).interval()
+    assert low == -high
+    assert 0.2 < high < 0.3
 
 
 def test_only_shared_episodes_are_compared():
