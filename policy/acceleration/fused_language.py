@@ -167,7 +167,8 @@ def _folded(norm: RMSNorm, product: nn.Linear) -> RMSNorm:
 
     In both products of the layer, so that passes of any length read the same weights.
     """
-    product.weight.mul_(norm.weight)
+    with torch.no_grad():  # else the graph of gradients keeps the weight as it was, and so all of them twice
+        product.weight.mul_(norm.weight)
     plain = RMSNorm(norm.weight.numel(), norm.epsilon)
     return plain.to(norm.weight.device, norm.weight.dtype)
 

@@ -51,6 +51,12 @@ def layer_of(kind: Kind | None, config: LanguageConfig = CONFIG) -> FusedLayer:
     return layer.eval()
 
 
+def test_a_joined_layer_keeps_no_weight_twice() -> None:
+    """Were gradients of the folded norms tracked, PyTorch would keep what the weights were before."""
+    layer = layer_of(None)
+    assert [name for name, weight in layer.named_parameters() if weight.grad_fn is not None] == []
+
+
 def inputs(batch: int, tokens: int) -> tuple[Tensor, ...]:
     """A pass's numbers, rotary tables, slots without order, and a mask of any shape."""
     generator = torch.Generator().manual_seed(2)
