@@ -84,9 +84,11 @@ def paired_columns(records: Sequence[EpisodeRecord], baseline: Sequence[EpisodeR
 
 
 def _latency(records: Sequence[EpisodeRecord]) -> dict[str, float | None]:
-    """Milliseconds from handing over an observation to having the action, of all decisions; None where not recorded."""
-    decisions = [milliseconds for record in _valid(records) for milliseconds in record.decision_ms]
-    found = Latency.of(decisions) if decisions else None
+    """Milliseconds from handing over an observation to having the action, of all decisions; None unless every episode
+    tells: archives leave them out, and the rest would stand for all.
+    """
+    timed = [record.decision_ms for record in _valid(records)]
+    found = Latency.of([ms for episode in timed for ms in episode]) if timed and all(timed) else None
     return {
         f"latency_{name}": round(getattr(found, name), 2) if found else None for name in ("p50_ms", "p95_ms", "p99_ms")
     }

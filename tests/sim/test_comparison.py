@@ -49,6 +49,14 @@ def test_deviation_is_in_millimetres_and_milliradians(rows):
     assert deviation["gripper_bins"] == 0
 
 
+@pytest.mark.parametrize(("second", "expected"), [((30.0, 50.0), 30.0), ((), None)])
+def test_latency_is_of_all_episodes_or_not_told(second, expected):
+    episodes = [replace(episode(0, True, PLAIN), decision_ms=(10.0, 20.0, 40.0))]
+    episodes.append(replace(episode(1, True, PLAIN), decision_ms=second))
+    row = comparison_rows({"autoregressive": episodes}, "autoregressive", SIZES)[0]
+    assert row["latency_p50_ms"] == expected
+
+
 def test_plot_is_written(rows, tmp_path):
     plot_passes_and_success(rows, {"all": ["autoregressive", "fast", "absent"]}, tmp_path / "new" / "plot.png")
     assert (tmp_path / "new" / "plot.png").stat().st_size > 1000
